@@ -1,0 +1,17 @@
+"""oesir_d2: object embeddings for spliced-image retrieval (OE-SIR) on detectron2.
+
+Importing the package registers its models with detectron2 and exports :func:`add_oesir_config`.
+"""
+
+import warnings
+
+with warnings.catch_warnings():
+    # detectron2 uses names that torch and setuptools have deprecated; users of this package can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    from oesir_d2 import modeling
+    from oesir_d2.config import add_oesir_config
+
+__version__ = "0.1.0"
+__all__ = ["add_oesir_config", "modeling"]

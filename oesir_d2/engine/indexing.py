@@ -1,0 +1,132 @@
+"""Building an index: every new or changed photo of a collection is embedded once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from oesir_d2.data.images import ImageFile, UnreadableImageError
+from oesir_d2.engine.embedder import EmbeddedImage, Embedder
+from oesir_d2.index import ImageRecord, IndexWriter, SkippedFiles, sha256_of_file
+
+BYTES_PER_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class BuildSummary:
+    """What a build did; the field names are those of the tool's last line.
+
+    Attributes:
+        images: photos in the index now.
+        objects: region embeddings in the index now.
+        embedded: photos embedded by this run.
+        skipped: photos of this collection that could not be read.
+        seconds: of this run, the model's loading not counted.
+        images_per_second: photos embedded by this run a second.
+        bytes_per_object: of the stored vector.
+    """
+
+    images: int
+    objects: int
+    embedded: int
+    skipped: int
+    seconds: float
+    images_per_second: float
+    bytes_per_object: int
+
+
+def build_index(cfg: CfgNode, files: list[ImageFile], output: Path, strict: bool = False) -> BuildSummary:
+    """Create an index of a collection, or bring it up to date: only new and changed files are embedded.
+
+    A file is taken as unchanged if its path, size and time of change are those in the index; if only those differ but
+    its content does not, it is not embedded again. Photos of the index that this collection does not name stay.
+
+    Args:
+        cfg: the model's config, with INDEX's keys.
+        files: the collection.
+        output: the index folder.
+        strict: stop at the first file that cannot be read, instead of writing it to ``skipped.jsonl``.
+
+    Raises:
+        ValueError: the folder is something else than an index, or holds an index of another model.
+        UnreadableImageError: in strict mode.
+        OSError: the disk is full, or the folder cannot be written; what the index held stays.
+    """
+    embedder = Embedder(cfg)
+    start = time.perf_counter()
+    embedded = skipped = 0
+    with (
+        IndexWriter(output, embedder.info, cfg.INDEX.FACTORY, cfg.INDEX.SEGMENT_IMAGES) as writer,
+        SkippedFiles(output) as skipped_files,
+        tqdm(total=len(files), desc="Embedding", unit="photo") as progress,
+    ):
+        changed = _changed_files(writer, files, progress)
+        for file, result in embedder.embed_all(changed):
+            path = str(file.path.absolute())
+            if isinstance(result, UnreadableImageError):
+                if strict:
+                    raise result
+                skipped_files.add(path, result.reason)
+                skipped += 1
+            else:
+                writer.add(result.embeddings, _record(file, result))
+                skipped_files.resolve(path)
+                embedded += 1
+            progress.update()
+        writer.flush()
+        manifest = writer.manifest
+    seconds = time.perf_counter() - start
+    return BuildSummary(
+        images=manifest.images,
+        objects=manifest.objects,
+        embedded=embedded,
+        skipped=skipped,
+        seconds=round(seconds, 3),
+        images_per_second=round(embedded / seconds, 3),
+        bytes_per_object=manifest.model.dimension * BYTES_PER_FLOAT,
+    )
+
+
+def _changed_files(writer: IndexWriter, files: list[ImageFile], progress: tqdm) -> Iterator[ImageFile]:
+    """The files that must be embedded; the others move the progress bar on."""
+    known = writer.known()
+    for file in files:
+        record = known.get(file.image_id)
+        if record is not None and _is_unchanged(writer, file, record):
+            progress.update()
+        else:
+            yield file
+
+
+def _is_unchanged(writer: IndexWriter, file: ImageFile, record: ImageRecord) -> bool:
+    try:
+        status = file.path.stat()
+    except OSError:
+        return False  # reading it will say why
+    path = str(file.path.absolute())
+    if (path, status.st_size, status.st_mtime_ns) == (record.path, record.file_size, record.modified_ns):
+        return True
+    if status.st_size != record.file_size or not file.path.is_file() or sha256_of_file(file.path) != record.sha256:
+        return False
+    writer.refresh(replace(record, path=path, modified_ns=status.st_mtime_ns))
+    return True
+
+
+def _record(file: ImageFile, image: EmbeddedImage) -> ImageRecord:
+    status = os.stat(file.path)
+    return ImageRecord(
+        image_id=file.image_id,
+        path=str(file.path.absolute()),
+        width=image.width,
+        height=image.height,
+        file_size=status.st_size,
+        modified_ns=status.st_mtime_ns,
+        sha256=sha256_of_file(file.path),
+    )
+

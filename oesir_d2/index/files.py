@@ -1,0 +1,82 @@
+"""Files that survive a crash: written aside, brought to disk, then renamed into place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY_PREFIX = ".tmp-"
+"""Names that begin so are unfinished: whoever finds one that is not its own may delete it."""
+
+
+def temporary_beside(target: Path) -> Path:
+    """The name under which this process writes ``target`` before it is renamed into place."""
+    return target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{target.name}")
+
+
+class HashingWriter:
+    """A write-only binary stream that computes the SHA-256 of what passes through it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._digest.update(data)
+        return self._stream.write(data)
+
+    def sha256(self) -> str:
+        """The SHA-256, in hexadecimal digits, of everything written so far."""
+        return self._digest.hexdigest()
+
+
+@contextmanager
+def open_synced(path: Path) -> Iterator[HashingWriter]:
+    """Create a new file for writing; on leaving the block without an exception its bytes are on disk."""
+    with open(path, "xb") as stream:
+        yield HashingWriter(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Give the file ``path`` the content ``data``; a crash leaves the old content or the new, never a mixture."""
+    temporary = temporary_beside(path)
+    try:
+        temporary.unlink(missing_ok=True)
+        with open_synced(temporary) as stream:
+            stream.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def fsync_directory(folder: Path) -> None:
+    """Bring the names in a folder to disk: without it, a rename may be undone by a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete the files and folders that an interrupted process left unfinished in ``folder``."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits; the file is read in pieces."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,138 @@
+"""Nearest-neighbour search over single objects: what set search asks of an engine, and FAISS behind it.
+
+Shape shorthand: O objects in the index, Q queries, D dimensions, M matches a query.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import faiss
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+FACTORY_EXAMPLES = ("Flat", "IVF256,Flat", "HNSW32", "OPQ16,IVF256,PQ16")
+
+_MAX_TRAINING_VECTORS = 500_000
+
+
+class ObjectIndex(Protocol):
+    """What set search needs of an engine: the most similar objects of each query, by inner product."""
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of a vector."""
+        ...
+
+    def __len__(self) -> int:
+        """O, the number of objects."""
+        ...
+
+    def search(self, queries: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find the ``m`` objects most similar to each query.
+
+        Args:
+            queries: (Q, D) float32, L2-normalised.
+            m: matches wanted a query; > 0.
+
+        Returns:
+            scores: (Q, M) float32 inner products, best first, with M = min(m, O).
+            ids: (Q, M) int64, positions of the objects in the order in which they were indexed. An engine that
+                does not look everywhere may find fewer than M: such entries have id -1 and score -inf.
+        """
+        ...
+
+
+class FaissObjectIndex:
+    """An ``ObjectIndex`` in memory, by FAISS.
+
+    Args:
+        faiss_index: a filled FAISS index with the inner-product metric. It stays reachable under this name, for
+            search-time parameters such as ``nprobe``.
+    """
+
+    def __init__(self, faiss_index: faiss.Index) -> None:
+        assert faiss_index.metric_type == faiss.METRIC_INNER_PRODUCT, "object indexes compare by inner product"
+        self.faiss_index = faiss_index
+
+    @property
+    def dimension(self) -> int:
+        return int(self.faiss_index.d)
+
+    def __len__(self) -> int:
+        return int(self.faiss_index.ntotal)
+
+    def search(self, queries: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
+        """See ``ObjectIndex.search``; exact if the factory string was "Flat"."""
+        assert m > 0, f"m is {m}, must be positive"
+        m = min(m, len(self))
+        if m == 0 or len(queries) == 0:
+            return np.empty((len(queries), m), np.float32), np.empty((len(queries), m), np.int64)
+        scores, ids = self.faiss_index.search(np.ascontiguousarray(queries, dtype=np.float32), m)
+        # FAISS fills up with the lowest finite float where it found too few.
+        return np.where(ids < 0, np.float32(-np.inf), scores), ids
+
+
+def check_factory(factory: str, dimension: int) -> None:
+    """Raise ``ValueError`` unless FAISS can build ``factory`` for ``dimension`` with the inner product."""
+    _make_faiss_index(factory, dimension)
+
+
+def build_object_index(factory: str, dimension: int, chunks: Iterable[np.ndarray]) -> FaissObjectIndex:
+    """Build a FAISS index over objects.
+
+    Args:
+        factory: a FAISS factory string, e.g. "Flat", which is exact and needs no training.
+        dimension: D.
+        chunks: arrays (n, D) float32, L2-normalised, which together hold the objects in the order of their ids;
+            a list, or anything else that can be iterated more than once.
+
+    Returns:
+        The index; object o of its answers is row o of the concatenated chunks.
+
+    Raises:
+        ValueError: if FAISS does not know the factory string, cannot use it with the inner product or in this
+            dimension, or cannot train it on so few vectors.
+    """
+    index = _make_faiss_index(factory, dimension)
+    total = sum(len(chunk) for chunk in chunks)
+    with _naming_factory(factory, dimension, total):
+        if not index.is_trained:
+            index.train(_training_sample(chunks, total, dimension))
+        for chunk in chunks:
+            index.add(np.ascontiguousarray(chunk, dtype=np.float32))
+    assert index.ntotal == total, f"FAISS holds {index.ntotal} of {total} objects"
+    logger.debug("Built a %s index over %d objects of dimension %d", factory, total, dimension)
+    return FaissObjectIndex(index)
+
+
+def _make_faiss_index(factory: str, dimension: int) -> faiss.Index:
+    with _naming_factory(factory, dimension, None):
+        return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+
+
+def _training_sample(chunks: Iterable[np.ndarray], total: int, dimension: int) -> np.ndarray:
+    """Evenly spaced objects, so that training is reproducible and its memory bounded."""
+    step = max(1, -(-total // _MAX_TRAINING_VECTORS))
+    sample = [np.asarray(chunk[::step], dtype=np.float32) for chunk in chunks]
+    return np.concatenate([np.empty((0, dimension), np.float32), *sample])
+
+
+@contextmanager
+def _naming_factory(factory: str, dimension: int, total: int | None) -> Iterator[None]:
+    """Turn FAISS's errors about the factory string into one line that a user understands."""
+    try:
+        yield
+    except RuntimeError as error:
+        # FAISS puts its source's place before the reason.
+        reason = str(error).splitlines()[0].rsplit(": ", 1)[-1]
+        over = "" if total is None else f" over {total} objects"
+        examples = ", ".join(FACTORY_EXAMPLES)
+        raise ValueError(
+            f"FAISS cannot build index factory {factory!r} with the inner product in {dimension} dimensions{over} "
+            f"({reason}); expected a factory string such as {examples}"
+        ) from error

@@ -1,0 +1,49 @@
+"""What a search answers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class RegionMatch:
+    """A region of the query and the region of a result that it matches best.
+
+    Attributes:
+        query_box: XYXY in pixels of the query's original file, after its EXIF rotation.
+        database_box: XYXY in pixels of the result's original file, after its EXIF rotation.
+        score: inner product of their embeddings, rounded to 6 decimals.
+    """
+
+    query_box: Box
+    database_box: Box
+    score: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A database image, ranked by its similarity to the query.
+
+    Attributes:
+        rank: 1 for the most similar image.
+        image_id: identifier of the image.
+        path: absolute path of its file, as it was when it was embedded.
+        score: similarity to the query, rounded to 6 decimals.
+        matches: the best pairs of regions, best score first.
+    """
+
+    rank: int
+    image_id: str
+    path: str
+    score: float
+    matches: list[RegionMatch]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as ``tools/search.py --json`` writes it: plain dicts, lists, strings and numbers."""
+        content = asdict(self)
+        for match in content["matches"]:
+            match.update(query_box=list(match["query_box"]), database_box=list(match["database_box"]))
+        return content

@@ -1,0 +1,123 @@
+"""Regions of a feature map become vectors: RoIAlign samples each box to a small map, which a pooler pools.
+
+Shape shorthand: N images, C channels, H x W cells of a feature map, R_i regions of image i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from oesir_d2.layers.numerics import at_least_float32
+from oesir_d2.layers.pooling import Pooler, count_valid_cells
+
+MAX_SAMPLED_VALUES = 2**24
+"""Regions are sampled in chunks of at most this many values, 64 MiB of float32."""
+
+MIN_BOX_SIDE = 1.0
+"""Boxes thinner than this, in pixels of the network's input, are widened to it; RoIAlign needs an area."""
+
+
+class RegionPooler(nn.Module):
+    """Pools the boxes of every image of a batch, each on its own, with the pooler that pools whole maps.
+
+    Args:
+        pooler: pools a sampled region's bins to a vector.
+        resolution: bins along each side of a region, >= 1.
+        sampling_ratio: RoIAlign's samples along each side of a bin; 0 adapts them to the bin's size.
+
+    Raises:
+        ValueError: if the resolution or the sampling ratio is out of its range.
+    """
+
+    def __init__(self, pooler: Pooler, resolution: int = 7, sampling_ratio: int = 2) -> None:
+        super().__init__()
+        if resolution < 1:
+            raise ValueError(f"resolution of pooled regions is {resolution}, expected a whole number >= 1")
+        if sampling_ratio < 0:
+            raise ValueError(f"sampling ratio of pooled regions is {sampling_ratio}, expected a whole number >= 0")
+        self.pooler = pooler
+        self.resolution = resolution
+        self.sampling_ratio = sampling_ratio
+
+    def forward(
+        self,
+        feature_map: Tensor,
+        boxes: Sequence[Tensor],
+        spatial_scale: float,
+        image_sizes: Sequence[tuple[float, float]] | None = None,
+    ) -> Tensor:
+        """Pool the boxes of every image.
+
+        Args:
+            feature_map: (N, C, H, W), any floating dtype; pooled in at least float32.
+            boxes: N tensors (R_i, 4), XYXY in pixels of the network's input, pixel edges at whole numbers. They are
+                clipped to the image. R_i may be 0.
+            spatial_scale: cells a pixel of the network's input, 1 / stride; > 0.
+            image_sizes: for each image its (height, width) in pixels of the network's input, without padding.
+                ``None``: the images fill their maps. Padding has no part in a region's vector.
+
+        Returns:
+            (sum of R_i, C), float32 or float64, image by image in the order of the boxes, not normalised.
+
+        Raises:
+            ValueError: if the arguments do not belong together.
+        """
+        num_images, channels, height, width = feature_map.shape
+        if not spatial_scale > 0:
+            raise ValueError(f"spatial scale is {spatial_scale}, expected a positive number, 1 / stride")
+        if image_sizes is None:
+            image_sizes = [(height / spatial_scale, width / spatial_scale)] * num_images
+        if not len(boxes) == len(image_sizes) == num_images:
+            raise ValueError(
+                f"{len(boxes)} box lists and {len(image_sizes)} image sizes for {num_images} feature maps, "
+                "expected one for each"
+            )
+        feature_map = at_least_float32(feature_map)
+        vectors = [feature_map.new_zeros((0, channels))]
+        for index, (boxes_per_image, image_size) in enumerate(zip(boxes, image_sizes, strict=True)):
+            if boxes_per_image.ndim != 2 or boxes_per_image.shape[1] != 4:
+                raise ValueError(f"boxes of image {index} have shape {tuple(boxes_per_image.shape)}, expected (R, 4)")
+            # Without its padded cells the map ends where the image does, and RoIAlign repeats its outermost cells.
+            rows = count_valid_cells(image_size[0] * spatial_scale, height)
+            columns = count_valid_cells(image_size[1] * spatial_scale, width)
+            map_per_image = feature_map[index : index + 1, :, :rows, :columns]
+            # A map may end before the image where a network drops the last pixels; RoIAlign reads zeros out there.
+            covered = (min(image_size[0], rows / spatial_scale), min(image_size[1], columns / spatial_scale))
+            boxes_per_image = _clip_boxes(boxes_per_image.to(feature_map), covered)
+            vectors.append(self._pool_boxes(map_per_image, boxes_per_image, spatial_scale))
+        return torch.cat(vectors)
+
+    def _pool_boxes(self, feature_map: Tensor, boxes: Tensor, spatial_scale: float) -> Tensor:
+        """Pool boxes (R, 4) of one map (1, C, H, W) to (R, C), a chunk of regions at a time."""
+        chunk = max(1, MAX_SAMPLED_VALUES // (feature_map.shape[1] * self.resolution**2))
+        return torch.cat(
+            [
+                self.pooler(
+                    roi_align(
+                        feature_map,
+                        [boxes_of_chunk],
+                        output_size=self.resolution,
+                        spatial_scale=spatial_scale,
+                        sampling_ratio=self.sampling_ratio,
+                        aligned=True,
+                    )
+                )
+                for boxes_of_chunk in boxes.split(chunk)
+            ]
+        )
+
+    def extra_repr(self) -> str:
+        return f"resolution={self.resolution}, sampling_ratio={self.sampling_ratio}"
+
+
+def _clip_boxes(boxes: Tensor, size: tuple[float, float]) -> Tensor:
+    """Clip boxes (R, 4) to (height, width) pixels, and widen those without an area inside of it."""
+    height, width = size
+    corner = boxes.new_tensor([width, height])
+    top_left = boxes[:, :2].clamp(min=0).minimum((corner - MIN_BOX_SIDE).clamp(min=0))
+    bottom_right = boxes[:, 2:].minimum(corner).maximum(top_left + MIN_BOX_SIDE)
+    return torch.cat([top_left, bottom_right], dim=1)

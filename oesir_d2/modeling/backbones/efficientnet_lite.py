@@ -1,0 +1,179 @@
+"""EfficientNet-Lite trunks (Tan and Le, ICML 2019; the "Lite" variants without squeeze-and-excitation).
+
+The layers come from the package efficientnet-lite-pytorch; this file names its blocks as the supplement names ResNet's
+(conv4_1 … conv5_3), taps them, and puts detectron2's FPN on top.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from efficientnet_lite_pytorch import EfficientNet
+from torch import nn
+
+from oesir_d2.modeling.weights import load_state_dict, resolve_weights
+
+VARIANTS = ("lite0", "lite2")
+PIXEL_MEAN = (127.0, 127.0, 127.0)
+PIXEL_STD = (128.0, 128.0, 128.0)
+STRIDE = 32
+
+
+class EfficientNetLiteTrunk(nn.Module):
+    """The convolutional part of an EfficientNet-Lite classifier, frozen batch norms included.
+
+    Its stages, named after the ResNet stage of the same stride: conv2 (stride 4), conv3 (8), conv4 (16: two widths),
+    conv5 (32). ``conv4_k`` is the k-th block of stride 16; ``conv5_1`` is the last block of the first width of
+    stride 32, ``conv5_2`` the last block, ``conv5_3`` the head convolution (1280 channels).
+
+    Input: (N, 3, H, W) float, RGB, (x - 127) / 128, H and W multiples of 32: the packaged layers pad asymmetrically,
+    as TensorFlow does for even sizes.
+
+    Args:
+        variant: "lite0" or "lite2".
+        weights: a reference for :func:`resolve_weights`; empty for random weights.
+        dilate_last_stage: run the last stage at stride 16 with dilated convolutions: the same weights, twice the
+            resolution (as DeepLab does it: Chen et al., TPAMI 2018).
+    """
+
+    def __init__(self, variant: str = "lite0", weights: str = "", dilate_last_stage: bool = False) -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise ValueError(f"unknown EfficientNet-Lite variant {variant!r}; allowed: {list(VARIANTS)}")
+        classifier = EfficientNet.from_name(f"efficientnet-{variant}")
+        if weights:
+            path = resolve_weights(weights)
+            try:
+                classifier.load_state_dict(load_state_dict(path))
+            except RuntimeError as error:
+                raise ValueError(f"{path} does not fit efficientnet-{variant}: {str(error).splitlines()[-1]}") from error
+        self.stem = nn.Sequential(classifier._conv_stem, classifier._bn0, nn.ReLU6(inplace=True))
+        self.blocks = classifier._blocks
+        self.head = nn.Sequential(classifier._conv_head, classifier._bn1, nn.ReLU6(inplace=True))
+        FrozenBatchNorm2d.convert_frozen_batchnorm(self)
+        self._blocks_before = self._name_layers()
+        self._last_stage = max(i for i, block in enumerate(self.blocks) if _stride(block) == 2)
+        self.output_shapes = self._shapes(dilate_last_stage)
+        if dilate_last_stage:
+            self._dilate_last_stage()
+
+    def _name_layers(self) -> dict[str, int]:
+        """Layer name -> how many blocks have run when it is ready; the head counts as one more block."""
+        names: dict[str, int] = {}
+        stage, block_of_stage = 1, 0
+        for index, block in enumerate(self.blocks):
+            if _stride(block) == 2:
+                stage, block_of_stage = stage + 1, 0
+            block_of_stage += 1
+            if stage < 5:
+                names[f"conv{stage}_{block_of_stage}"] = index + 1
+        count = len(self.blocks)
+        return names | {"conv5_1": count - 1, "conv5_2": count, "conv5_3": count + 1}
+
+    def _shapes(self, dilated: bool) -> dict[str, ShapeSpec]:
+        shapes = {}
+        for name, count in self._blocks_before.items():
+            is_head = count > len(self.blocks)
+            channels = self.head[0].out_channels if is_head else self.blocks[count - 1]._project_conv.out_channels
+            stride = 2 ** (1 + sum(_stride(block) == 2 for block in self.blocks[:count]))
+            if dilated and count > self._last_stage:
+                stride //= 2
+            shapes[name] = ShapeSpec(channels=channels, stride=stride)
+        return shapes
+
+    def _dilate_last_stage(self) -> None:
+        for block in self.blocks[self._last_stage :]:
+            conv = block._depthwise_conv
+            kernel = conv.kernel_size[0]
+            if _stride(block) == 2:
+                conv.stride = (1, 1)
+                # Even positions see what the strided convolution saw: TensorFlow pads one less before than after.
+                before = (kernel - 2) // 2
+                conv.static_padding = nn.ZeroPad2d((before, kernel - 1 - before) * 2)
+            else:
+                conv.dilation = (2, 2)
+                conv.static_padding = nn.ZeroPad2d(kernel - 1)
+
+    def forward(self, images: torch.Tensor, layers: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """The maps of the given layers; blocks past the last one asked for are not run.
+
+        Returns:
+            layer name -> (N, C, H / stride, W / stride), as ``output_shapes`` says.
+        """
+        for name in layers:
+            if name not in self._blocks_before:
+                raise ValueError(f"EfficientNet-Lite has no layer {name!r}; allowed: {list(self._blocks_before)}")
+        names_by_count = {self._blocks_before[name]: name for name in layers}
+        maps: dict[str, torch.Tensor] = {}
+        features = self.stem(images)
+        for count in range(1, max(names_by_count) + 1):
+            module = self.blocks[count - 1] if count <= len(self.blocks) else self.head
+            features = module(features)
+            if count in names_by_count:
+                maps[names_by_count[count]] = features
+        return maps
+
+
+def _stride(block: nn.Module) -> int:
+    stride = block._depthwise_conv.stride
+    return stride[0] if isinstance(stride, (tuple, list)) else stride
+
+
+class EfficientNetLiteBackbone(Backbone):
+    """An EfficientNet-Lite trunk behind detectron2's backbone interface: ``res2`` to ``res5`` at strides 4 to 32.
+
+    The names are detectron2's for these strides; they are the last block of each stride.
+
+    Args:
+        trunk: the network.
+        frozen: keep its weights out of training.
+    """
+
+    def __init__(self, trunk: EfficientNetLiteTrunk, frozen: bool = False) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self._layer_by_feature = _last_layer_by_stage(trunk)
+        shapes = {feature: trunk.output_shapes[layer] for feature, layer in self._layer_by_feature.items()}
+        self._out_feature_channels = {feature: shape.channels for feature, shape in shapes.items()}
+        self._out_feature_strides = {feature: shape.stride for feature, shape in shapes.items()}
+        self._out_features = list(self._layer_by_feature)
+        if frozen:
+            self.requires_grad_(False)
+
+    @property
+    def size_divisibility(self) -> int:
+        return STRIDE
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Maps of images (N, 3, H, W), RGB, (x - 127) / 128: feature name -> (N, C, H / stride, W / stride)."""
+        maps = self.trunk(images, tuple(self._layer_by_feature.values()))
+        return {feature: maps[layer] for feature, layer in self._layer_by_feature.items()}
+
+
+def _last_layer_by_stage(trunk: EfficientNetLiteTrunk) -> dict[str, str]:
+    layers: dict[str, str] = {}
+    for name in trunk.output_shapes:
+        stage = int(name[len("conv")])
+        if 2 <= stage <= 5 and name != "conv5_3":
+            layers[f"res{stage}"] = name
+    return layers
+
+
+@BACKBONE_REGISTRY.register()
+def build_efficientnet_lite_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """An FPN (p2 to p6) on EfficientNet-Lite; the keys are ``MODEL.OESIR.EFFICIENTNET`` and ``MODEL.FPN``."""
+    options = cfg.MODEL.OESIR.EFFICIENTNET
+    bottom_up = EfficientNetLiteBackbone(
+        EfficientNetLiteTrunk(options.VARIANT, options.WEIGHTS), frozen=options.FREEZE
+    )
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
