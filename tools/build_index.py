@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from oesir_d2.data import list_images
-from oesir_d2.engine.command_line import HelpFormatter, add_config_arguments, run_tool
+from oesir_d2.engine.command_line import ToolParser, add_config_arguments, run_tool
 from oesir_d2.engine.config_loading import load_config
 from oesir_d2.engine.indexing import build_index
 
@@ -26,7 +25,7 @@ seconds, images_per_second, bytes_per_object.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=HelpFormatter)
+    parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument(
         "--images",
         required=True,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from oesir_d2.data.splicing import read_splices
-from oesir_d2.engine.command_line import HelpFormatter, add_config_arguments, run_tool
+from oesir_d2.engine.command_line import ToolParser, add_config_arguments, replace_nan, run_tool
 from oesir_d2.engine.retrieval import Retriever
 from oesir_d2.engine.splice_evaluation import evaluate_splices
 from oesir_d2.index import AGGREGATORS, replace_file
-from oesir_d2.report import write_failure_report
+from oesir_d2.report import make_failure_cases, write_failure_report
 
 EXAMPLES = """examples:
   evaluate_splices.py --index photos.index --splices splices/splices.json
@@ -27,28 +26,30 @@ queries with all sources in the top 2, 5 and 10.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=HelpFormatter)
+    parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument("--index", required=True, metavar="INDEX", type=Path, help="folder that build_index.py wrote")
     parser.add_argument("--splices", required=True, metavar="JSON", type=Path, help="a splices.json")
     parser.add_argument(
         "--depth", type=int, default=1000, metavar="K", help="results a query; deeper sources count as never found"
     )
     parser.add_argument(
-        "--aggregate", choices=sorted(AGGREGATORS), help="how regions' scores make a photo's (default: the config's, max)"
+        "--aggregate",
+        choices=sorted(AGGREGATORS),
+        help="how regions' scores make a photo's (default: the config's, max)",
     )
     parser.add_argument("--allow-missing", action="store_true", help="count sources that the index lacks as not found")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write figures and one row a query here")
     parser.add_argument("--report", metavar="DIR", type=Path, help="write DIR/failures.html with the worst queries")
-    parser.add_argument("--max-failures", type=int, default=20, metavar="N", help="queries that the report shows at most")
+    parser.add_argument(
+        "--max-failures", type=int, default=20, metavar="N", help="queries that the report shows at most"
+    )
     add_config_arguments(parser, default=None)
     args = parser.parse_args(argv)
 
     splices = read_splices(args.splices)
     retriever = Retriever(args.index, args.opts)
-    scored = evaluate_splices(
-        retriever, splices, args.depth, args.aggregate, args.max_failures, allow_missing=args.allow_missing
-    )
-    metrics = scored.evaluation.metrics
+    scored = evaluate_splices(retriever, splices, args.depth, args.aggregate, args.allow_missing)
+    metrics = replace_nan(scored.evaluation.metrics)
     facts = {
         "queries": len(splices.queries),
         "database": len(retriever.index.images),
@@ -58,8 +59,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = [asdict(row) for row in scored.evaluation.rows]
         replace_file(args.json, json.dumps(metrics | facts | {"rows": rows}, indent=1, ensure_ascii=False).encode())
     if args.report:
-        shown = {"Splices": args.splices, "Queries": len(splices.queries), "Photos searched": len(retriever.index.images)}
-        write_failure_report(args.report / "failures.html", metrics, scored.failures, facts=shown)
+        cases = make_failure_cases(
+            splices, scored.evaluation, scored.kept, scored.matches, scored.paths, args.max_failures
+        )
+        shown = {
+            "Splices": args.splices,
+            "Queries": len(splices.queries),
+            "Photos searched": len(retriever.index.images),
+        }
+        write_failure_report(args.report / "failures.html", scored.evaluation.metrics, cases, facts=shown)
     print(json.dumps(metrics | facts))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from oesir_d2.data import list_images
-from oesir_d2.engine.command_line import HelpFormatter, add_config_arguments, run_tool
+from oesir_d2.engine.command_line import ToolParser, add_config_arguments, run_tool
 from oesir_d2.engine.config_loading import load_config
 from oesir_d2.engine.whitening_fit import choose_photos, fit_whitening
 from oesir_d2.layers import save_whitening
@@ -23,14 +22,16 @@ a whitening learned on whole images alone is useless for regions.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=HelpFormatter)
+    parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument("--images", required=True, metavar="DIR_OR_LIST", help="a folder or a text file of paths")
     parser.add_argument("--output", required=True, metavar="FILE", type=Path, help="the .safetensors file to write")
     parser.add_argument(
         "--dimension", type=int, metavar="D", help="dimensions to keep (default: the config's WHITENING_DIM)"
     )
     parser.add_argument("--max-images", type=int, default=10_000, metavar="N", help="photos drawn at random at most")
-    parser.add_argument("--source", metavar="TEXT", help="what the photos are, for the file (default: their folder's name)")
+    parser.add_argument(
+        "--source", metavar="TEXT", help="what the photos are, for the file (default: their folder's name)"
+    )
     parser.add_argument("--shrinkage", type=float, default=0.0, help="added to every variance, relative to their mean")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     add_config_arguments(parser)

@@ -13,21 +13,11 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
-from oesir_d2.data import list_images
-from oesir_d2.data.splicing import (
-    AlphaCutOuts,
-    CocoCutOuts,
-    CutOutSource,
-    PhotoCutOuts,
-    SpliceOptions,
-    make_splice_set,
-    read_boxes,
-)
-from oesir_d2.engine.command_line import HelpFormatter, run_tool
+from oesir_d2.data import list_images, splicing
+from oesir_d2.engine.command_line import ToolParser, run_tool
 
 EXAMPLES = """examples:
   # objects of COCO, by their annotated outlines, pasted into photos of your own
@@ -39,13 +29,8 @@ EXAMPLES = """examples:
 """
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help shows examples")  # one line, where argparse would print its usage first
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--hosts", required=True, metavar="DIR_OR_LIST", help="photos to paste into")
     add("--coco", metavar="JSON", help="cut objects by these COCO annotations, out of --coco-images")
@@ -57,31 +42,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--distractors", metavar="DIR_OR_LIST", help="photos that are in the database only")
     add("--count", type=int, default=100, help="number of splices")
     add("--donors", type=int, default=1, help="objects a splice, each out of another photo")
-    add(
-        "--scale",
-        type=pair_of(float),
-        default="0.25,0.5",
-        metavar="MIN,MAX",
-        help="objects' longer side, 1 = the host's",
-    )
+    add("--scale", type=pair_of(float), default="0.25,0.5", metavar="MIN,MAX", help="objects' longer side : the host's")
     add("--rotate", type=float, default=15, help="largest rotation to either side, in degrees")
     add("--flip", type=float, default=0.5, help="probability of mirroring, 0 to 1")
     add("--colour", type=float, default=0.1, help="largest relative change of red, green and blue, 0 to 1")
-    add(
-        "--softness", type=float, default=1, help="width of the objects' edges, a Gaussian's sigma in pixels; 0 is hard"
-    )
+    add("--softness", type=float, default=1, help="width of the objects' edges, sigma in pixels; 0 makes hard edges")
     add("--quality", type=pair_of(int), default="65,90", metavar="MIN,MAX", help="JPEG quality, 1 to 100")
     add("--seed", type=int, default=0, help="the same seed makes the same splices")
     add("--output", required=True, metavar="DIR", help="folder to write to: new, empty, or of an interrupted run")
     args = parser.parse_args(argv)
 
     start = time.perf_counter()
-    options = SpliceOptions(args.scale, args.rotate, args.flip, args.colour, args.softness, args.quality)
+    options = splicing.SpliceOptions(args.scale, args.rotate, args.flip, args.colour, args.softness, args.quality)
     source = make_source(args)
     hosts = list_images(args.hosts)
     distractors = list_images(args.distractors) if args.distractors else []
     numbers = {"count": args.count, "donors": args.donors, "seed": args.seed}
-    splices = make_splice_set(
+    splices = splicing.make_splice_set(
         hosts, source, distractors, args.output, options=options, progress=lambda todo: tqdm(todo, "splices"), **numbers
     )
     summary = {"splices": str(Path(args.output, "splices.json")), "queries": len(splices.queries)}
@@ -89,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(json.dumps(summary))
 
 
-def make_source(args: argparse.Namespace) -> CutOutSource:
+def make_source(args: argparse.Namespace) -> splicing.CutOutSource:
     if [args.coco, args.cutouts, args.photos].count(None) != 2:
         raise ValueError("objects come from one of --coco, --cutouts and --photos, expected exactly one of them")
     if (args.coco is None) != (args.coco_images is None):
@@ -97,10 +74,10 @@ def make_source(args: argparse.Namespace) -> CutOutSource:
     if args.boxes is not None and args.photos is None:
         raise ValueError("--boxes is given without --photos, whose objects it is about")
     if args.coco is not None:
-        return CocoCutOuts(args.coco, args.coco_images)
+        return splicing.CocoCutOuts(args.coco, args.coco_images)
     if args.cutouts is not None:
-        return AlphaCutOuts(args.cutouts)
-    return PhotoCutOuts(args.photos, read_boxes(args.boxes) if args.boxes is not None else None)
+        return splicing.AlphaCutOuts(args.cutouts)
+    return splicing.PhotoCutOuts(args.photos, splicing.read_boxes(args.boxes) if args.boxes is not None else None)
 
 
 def pair_of(number: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from oesir_d2.data import ImageFile, UnreadableImageError
-from oesir_d2.engine.command_line import HelpFormatter, add_config_arguments, run_tool
+from oesir_d2.engine.command_line import ToolParser, add_config_arguments, run_tool
 from oesir_d2.engine.retrieval import QueryResult, Retriever
 from oesir_d2.index import AGGREGATORS
 from oesir_d2.report import QueryReport, write_search_report
@@ -31,13 +31,15 @@ MODEL.WEIGHTS FILE if its weights have moved; put -- before them if they follow 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=HelpFormatter)
+    parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument("--index", required=True, metavar="INDEX", type=Path, help="folder that build_index.py wrote")
     parser.add_argument("--query", required=True, nargs="+", metavar="IMAGE", type=Path, help="one photo or more")
     parser.add_argument("--box", metavar="X0,Y0,X1,Y1", type=parse_box, help="search with this part of the photo alone")
     parser.add_argument("--top-k", type=int, metavar="K", help="results a query (default: the config's, 10)")
     parser.add_argument(
-        "--aggregate", choices=sorted(AGGREGATORS), help="how regions' scores make a photo's (default: the config's, max)"
+        "--aggregate",
+        choices=sorted(AGGREGATORS),
+        help="how regions' scores make a photo's (default: the config's, max)",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results here instead of to stdout")
     parser.add_argument("--report", metavar="DIR", type=Path, help="write DIR/report.html with pictures")

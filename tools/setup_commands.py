@@ -61,7 +61,7 @@ def run_command(command: list, environment: "dict | None" = None) -> str:
     """
     BUILD.mkdir(exist_ok=True)
     lines = []
-    with open(LOG, "a", encoding="utf-8") as log:
+    with open(LOG, "a", encoding="utf-8", buffering=1) as log:
         log.write("$ {}\n".format(" ".join(command)))
         process = subprocess.Popen(
             command,

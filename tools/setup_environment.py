@@ -10,6 +10,7 @@ The Python that starts this file may be of any version 3, so it keeps to the sta
 import contextlib
 import hashlib
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -58,11 +59,12 @@ def find_supported_python() -> str:
     """The newest supported Python on PATH, for when the one that runs this is too old or too new."""
     running = "{}.{}".format(*sys.version_info[:2])
     for minor in range(NEWEST[1], OLDEST[1] - 1, -1):
-        path = shutil.which(f"python3.{minor}")
-        # A name on PATH may be a version manager's placeholder that does not run.
-        if path and probe_version(path) == (3, minor):
-            say(f"Python {running} is not supported; using {path}")
-            return path
+        # Each folder of PATH: the first python3.x may be a version manager's placeholder that does not run.
+        for folder in os.get_exec_path():
+            path = os.path.join(folder, f"python3.{minor}")
+            if probe_version(path) == (3, minor):
+                say(f"Python {running} is not supported; using {path}")
+                return path
     wanted = f"python3.{OLDEST[1]} to python3.{NEWEST[1]}"
     raise SetupError(f"Python {running} is not supported and PATH has none of {wanted}; name one: make PYTHON=...")
 
@@ -77,6 +79,7 @@ def prepare_venv() -> Path:
     with exclusive():
         if is_finished(python, stamp, digest):  # by a run that this one waited for
             return python
+        remove_stamp(stamp)
         make_venv(python)
         remove_half_installed()
         # pip's own files on the disk of .venv: a small /tmp is no obstacle, and what is ready is moved in one step.
@@ -102,6 +105,7 @@ def prepare_own_environment() -> Path:
     if is_finished(python, stamp, digest):
         return python
     with exclusive():
+        remove_stamp(stamp)
         say(f"{python} has detectron2: adding only the packages that it lacks")
         isolation = ["--no-build-isolation"] if has_module("setuptools") else []
         run_pip(python, "install", "--no-deps", *isolation, "--editable", ".")
@@ -143,7 +147,7 @@ def remove_half_installed() -> None:
 
 
 def install_detectron2(python: Path, temporary: Path) -> None:
-    """Install the pinned detectron2 wheel, which pip checks against its sha256, unless .venv has a detectron2 already.
+    """Install the pinned detectron2 wheel, which pip checks against its sha256, unless .venv has it or upstream's own.
 
     Its tag names CPython 3.10 because of a compiled part that is not needed here, so pip is told to take it for that
     version and to put it where this Python looks.
@@ -151,12 +155,13 @@ def install_detectron2(python: Path, temporary: Path) -> None:
     pinned = re.search("sal-detectron2==([^ ]+)", DETECTRON2.read_text()).group(1)
     code = (
         "import sysconfig, importlib.util, importlib.metadata as m;"
-        "names = {d.metadata['Name']: d.version for d in m.distributions()};"
-        "print(sysconfig.get_path('purelib'));"
-        "print(importlib.util.find_spec('detectron2') and names.get('sal-detectron2', 'another'))"
+        "versions = {d.metadata['Name']: d.version for d in m.distributions()};"
+        "found = importlib.util.find_spec('detectron2');"
+        f"print(bool(found and ('detectron2' in versions or versions.get('sal-detectron2') == '{pinned}')));"
+        "print(sysconfig.get_path('purelib'))"
     )
-    purelib, installed = run_command([str(python), "-c", code]).split("\n")[:2]
-    if installed in (pinned, "another"):
+    installed, purelib = run_command([str(python), "-c", code]).split("\n")[:2]
+    if installed == "True":
         return
     run_pip(
         python,
@@ -208,6 +213,12 @@ def finish(python: Path, stamp: Path, digest: str) -> None:
         raise SetupError(f"{python} lacks modules although pip reported success; its output is in {LOG}")
     stamp.write_text(digest)
     say("the environment is ready")
+
+
+def remove_stamp(stamp: Path) -> None:
+    """Forget the last finished state before it is changed, so that an interrupted change is never taken for it."""
+    if stamp.exists():
+        stamp.unlink()
 
 
 def is_finished(python: Path, stamp: Path, digest: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data.transforms import Augmentation, AugInput, NoOpTransform, ResizeTransform, Transform
+from detectron2.data.transforms import AugInput, Augmentation, NoOpTransform, ResizeTransform, Transform
 
 from oesir_d2.data.images import read_image
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import math
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import tqdm
 
@@ -22,6 +24,16 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+
+
+class ToolParser(argparse.ArgumentParser):
+    """An argument parser whose mistakes end like any other of the user's: one line, see :func:`run_tool`."""
+
+    def __init__(self, description: str | None, epilog: str = "") -> None:
+        super().__init__(description=description, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help shows examples")
 
 
 def run_tool(main: Callable[[], None]) -> None:
@@ -77,3 +89,12 @@ def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = 
         metavar="KEY VALUE",
         help="config keys to override, e.g. MODEL.OESIR.REGIONS.MAX_REGIONS 30; every key is in oesir_d2/config.py",
     )
+
+
+def replace_nan(value: Any) -> Any:
+    """NaN as None, through dicts and lists: JSON has no NaN, and a figure that no query counts for is no number."""
+    if isinstance(value, dict):
+        return {key: replace_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [replace_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

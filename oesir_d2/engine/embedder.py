@@ -99,7 +99,9 @@ class Embedder:
     def _map(self, file: ImageFile) -> dict[str, Any]:
         return self._mapper({"file_name": str(file.path), "image_id": file.image_id})
 
-    def _map_ahead(self, files: Iterable[ImageFile]) -> Iterator[tuple[ImageFile, dict[str, Any] | UnreadableImageError]]:
+    def _map_ahead(
+        self, files: Iterable[ImageFile]
+    ) -> Iterator[tuple[ImageFile, dict[str, Any] | UnreadableImageError]]:
         def map_or_refuse(file: ImageFile) -> dict[str, Any] | UnreadableImageError:
             try:
                 return self._map(file)

@@ -129,4 +129,3 @@ def _record(file: ImageFile, image: EmbeddedImage) -> ImageRecord:
         modified_ns=status.st_mtime_ns,
         sha256=sha256_of_file(file.path),
     )
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 import yaml
@@ -82,8 +83,22 @@ def _model_config(cfg: CfgNode) -> str:
     cfg.MODEL.DEVICE = ""
     for key in WEIGHT_REFERENCES:
         cfg.merge_from_list([key, ""])
-    sections = CfgNode({"MODEL": cfg.MODEL, "INPUT": cfg.INPUT, "TEST": {"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE}})
-    return sections.dump()
+    sections = {"MODEL": cfg.MODEL, "INPUT": cfg.INPUT, "TEST": {"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE}}
+    return yaml.dump(_to_plain(sections), Dumper=_PlainDumper, sort_keys=True)
+
+
+def _to_plain(value: Any) -> Any:
+    """Dicts and lists only, so that a config that has been through YAML is written as the one that has not."""
+    if isinstance(value, dict):
+        return {key: _to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_plain(item) for item in value]
+    return value
+
+
+class _PlainDumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _lookup(cfg: CfgNode, key: str) -> str:

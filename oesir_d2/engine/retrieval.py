@@ -101,5 +101,6 @@ class Retriever:
             query.embeddings,
             top_k=options.TOP_K if top_k is None else top_k,
             aggregate=options.AGGREGATE if aggregate is None else aggregate,
+            explain_away=options.EXPLAIN_AWAY,
         )
         return QueryResult(query, results)

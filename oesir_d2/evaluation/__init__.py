@@ -1,5 +1,6 @@
 """Metrics and protocols: how well rankings find what they should find."""
 
+from oesir_d2.evaluation.kept_results import KeptResults
 from oesir_d2.evaluation.metrics import compute_average_precision, mean_average_precision, recall_at_k
 from oesir_d2.evaluation.splice_protocol import (
     QueryRow,
@@ -10,6 +11,7 @@ from oesir_d2.evaluation.splice_protocol import (
 )
 
 __all__ = [
+    "KeptResults",
     "QueryRow",
     "SpliceEvaluation",
     "compute_average_precision",

@@ -6,6 +6,7 @@ for as long as somebody uses it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class StoredArray:
             raise ValueError(f"{path} is truncated or damaged: {error}") from error
         if (found_shape, found_dtype, is_fortran) != (shape, dtype, False):
             raise ValueError(f"{path} holds {found_dtype} {found_shape}, the manifest says {dtype} {shape}")
-        expected_size = data_offset + int(np.prod(shape)) * dtype.itemsize
+        expected_size = data_offset + math.prod(shape) * dtype.itemsize
         if size != expected_size:
             raise ValueError(f"{path} is truncated or damaged: it has {size} bytes, expected {expected_size}")
         return cls(path, shape, dtype, data_offset)
@@ -60,7 +61,7 @@ class StoredArray:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Read the rows from ``start`` to ``stop`` into a new array."""
         row_shape = self.shape[1:]
-        row_elements = int(np.prod(row_shape))
+        row_elements = math.prod(row_shape)
         elements = np.fromfile(
             self.path,
             self.dtype,

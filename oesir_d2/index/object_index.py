@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 FACTORY_EXAMPLES = ("Flat", "IVF256,Flat", "HNSW32", "OPQ16,IVF256,PQ16")
 
 _MAX_TRAINING_VECTORS = 500_000
+# From so many queries on, a matrix product is faster than one pass over the vectors a query (measured: 1.15.1, 512
+# dimensions, 44,360 objects; 50 queries take a sixth of the time).
+_MATRIX_PRODUCT_QUERIES = 4
 
 
 class ObjectIndex(Protocol):
@@ -72,7 +75,8 @@ class FaissObjectIndex:
         m = min(m, len(self))
         if m == 0 or len(queries) == 0:
             return np.empty((len(queries), m), np.float32), np.empty((len(queries), m), np.int64)
-        scores, ids = self.faiss_index.search(np.ascontiguousarray(queries, dtype=np.float32), m)
+        with _matrix_products(len(queries) >= _MATRIX_PRODUCT_QUERIES):
+            scores, ids = self.faiss_index.search(np.ascontiguousarray(queries, dtype=np.float32), m)
         # FAISS fills up with the lowest finite float where it found too few.
         return np.where(ids < 0, np.float32(-np.inf), scores), ids
 
@@ -120,6 +124,18 @@ def _training_sample(chunks: Iterable[np.ndarray], total: int, dimension: int) -
     step = max(1, -(-total // _MAX_TRAINING_VECTORS))
     sample = [np.asarray(chunk[::step], dtype=np.float32) for chunk in chunks]
     return np.concatenate([np.empty((0, dimension), np.float32), *sample])
+
+
+@contextmanager
+def _matrix_products(wanted: bool) -> Iterator[None]:
+    """Let FAISS's exhaustive search multiply matrices, which by itself it does for hundreds of queries only."""
+    threshold = faiss.cvar.distance_compute_blas_threshold
+    if wanted:
+        faiss.cvar.distance_compute_blas_threshold = 1
+    try:
+        yield
+    finally:
+        faiss.cvar.distance_compute_blas_threshold = threshold
 
 
 @contextmanager

@@ -72,6 +72,7 @@ class EmbeddingIndex:
 
     @property
     def manifest(self) -> Manifest:
+        """The manifest as it was when the index was opened."""
         return self._manifest
 
     @property

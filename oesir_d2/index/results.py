@@ -31,8 +31,9 @@ class SearchResult:
         rank: 1 for the most similar image.
         image_id: identifier of the image.
         path: absolute path of its file, as it was when it was embedded.
-        score: similarity to the query, rounded to 6 decimals.
-        matches: the best pairs of regions, best score first.
+        score: what it was ranked by, rounded to 6 decimals: its similarity to the query, or from rank 2 on, if the
+            first result explained the query away, what it has beyond the first.
+        matches: the best pairs of regions, in the order of what each contributes to the ranking.
     """
 
     rank: int

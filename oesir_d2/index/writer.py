@@ -262,5 +262,6 @@ def _refuse_foreign(path: Path) -> None:
         return
     for item in sorted(path.iterdir()):
         # A creation that was interrupted leaves the lock, and perhaps a temporary manifest.
-        if item.name != LOCK_FILE and not item.name.startswith(TEMPORARY_PREFIX):
+        is_unfinished = item.name.startswith(TEMPORARY_PREFIX) and item.name.endswith(MANIFEST_FILE)
+        if item.name != LOCK_FILE and not is_unfinished:
             raise ValueError(f"{path} is neither an index nor an empty folder: it holds {item.name!r}")

@@ -14,8 +14,8 @@ from detectron2.utils.registry import Registry
 from torch import nn
 
 from oesir_d2.layers import rmac_grid
-from oesir_d2.structures import NO_CLASS
 from oesir_d2.modeling.registry import get_registered
+from oesir_d2.structures import NO_CLASS
 
 REGION_PROPOSER_REGISTRY = Registry("REGION_PROPOSER")
 REGION_PROPOSER_REGISTRY.__doc__ = """

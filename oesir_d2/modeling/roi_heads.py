@@ -30,7 +30,9 @@ class _EmbedsRegions:
         boxes = [instances_per_image.pred_boxes.tensor for instances_per_image in instances]
         sizes = [instances_per_image.image_size for instances_per_image in instances]
         vectors = self.embedding_head.embed_regions(features[EMBEDDING_MAP], boxes, sizes)
-        for instances_per_image, vectors_per_image in zip(instances, vectors.split([len(b) for b in boxes]), strict=True):
+        for instances_per_image, vectors_per_image in zip(
+            instances, vectors.split([len(b) for b in boxes]), strict=True
+        ):
             instances_per_image.embeddings = vectors_per_image
         return instances
 

@@ -25,7 +25,8 @@ from oesir_d2.modeling.weights import load_state_dict, resolve_weights
 
 TEACHER_REGISTRY = Registry("TEACHER")
 TEACHER_REGISTRY.__doc__ = """
-Teachers: frozen classification networks. The registered object is called with ``obj(cfg)`` and returns a :class:`Teacher`.
+Teachers: frozen classification networks. The registered object is called with ``obj(cfg)`` and returns a
+:class:`Teacher`.
 """
 
 
@@ -98,9 +99,7 @@ class EfficientNetLiteTeacher(Teacher):
         weights: str = "",
         dilate_last_stage: bool = False,
     ) -> None:
-        super().__init__(
-            input_format=input_format, network_format="RGB", pixel_mean=PIXEL_MEAN, pixel_std=PIXEL_STD
-        )
+        super().__init__(input_format=input_format, network_format="RGB", pixel_mean=PIXEL_MEAN, pixel_std=PIXEL_STD)
         self.network = EfficientNetLiteTrunk(variant, weights, dilate_last_stage)
         if layer not in self.network.output_shapes:
             raise ValueError(f"teacher layer {layer!r} unknown; allowed: {list(self.network.output_shapes)}")
@@ -189,7 +188,9 @@ def _load_resnet50(network: ResNet, state: dict[str, torch.Tensor], source: str,
     state = (defaults if is_caffe else {}) | state
     missing = sorted(set(expected) - set(state))
     if missing:
-        raise ValueError(f"weights {source!r} are no ResNet-50: {len(missing)} tensors missing, {missing[0]!r} the first")
+        raise ValueError(
+            f"weights {source!r} are no ResNet-50: {len(missing)} tensors missing, {missing[0]!r} the first"
+        )
     wrong = [name for name in expected if state[name].shape != expected[name].shape]
     if wrong:
         raise ValueError(f"weights {source!r} are no ResNet-50: {wrong[0]!r} has shape {tuple(state[wrong[0]].shape)}")

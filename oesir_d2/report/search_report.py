@@ -28,8 +28,9 @@ RESULT_LONG_SIDE = 480
 HOW_TO_READ = (
     "Each query stands beside the photos of the index that match it best. A numbered box of a result shows what was "
     "taken for the query's box of the same number and colour; a frame around a photo means the photo as a whole. Below "
-    "a result these pairs are shown side by side. Of matches that overlap only the best is shown. A score is a "
-    "similarity: the higher, the closer. It is no proof."
+    "a result these pairs are shown side by side. Of matches that overlap only the best is shown. The score "
+    "of the first photo and of every pair is a similarity: the higher, the closer. A photo further down is scored by "
+    "what it explains of the query beyond the first photo. No score is a proof."
 )
 
 

@@ -74,9 +74,13 @@ def test_a_folder_that_does_not_exist(tmp_path):
 def test_a_foreign_folder_is_not_touched(tmp_path, model_info, snapshot):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"a cat")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ".tmp-cat.jpg").write_bytes(b"half a cat")
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match="photos is neither an index nor an empty folder: it holds 'cat.jpg'"):
         IndexWriter(tmp_path / "photos", model_info, "Flat", 2)
+    with pytest.raises(ValueError, match="cache is neither an index nor an empty folder: it holds '.tmp-cat.jpg'"):
+        IndexWriter(tmp_path / "cache", model_info, "Flat", 2)
     with pytest.raises(ValueError, match="photos is not an index: there is no manifest.json in it"):
         EmbeddingIndex.open(tmp_path / "photos")
     with pytest.raises(ValueError, match="cat.jpg is a file, expected an index"):
@@ -186,6 +190,15 @@ def test_a_worker_of_the_writer_does_not_keep_the_lock(path, model_info):
     finally:
         done.set()
         worker.join()
+
+
+def test_a_creation_that_was_interrupted_is_taken_up(tmp_path, model_info):
+    path = tmp_path / "index"
+    path.mkdir()
+    for name in (".lock", ".tmp-123-manifest.json"):
+        (path / name).touch()
+    IndexWriter(path, model_info, "Flat", 2).close()
+    assert {item.name for item in path.iterdir()} == {".lock", "manifest.json"}
 
 
 def test_bad_arguments_create_nothing(tmp_path, model_info):

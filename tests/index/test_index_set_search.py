@@ -70,6 +70,7 @@ def collection(make_image):
     return [images[position] for position in rng.permutation(len(images))]
 
 
+@pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize(
     ("factory", "first_fetch", "nprobe"),
     [("Flat", 1, None), ("Flat", 4, None), ("Flat", 1000, None), ("IVF4,Flat", 2, 4)],

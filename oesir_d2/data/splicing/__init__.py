@@ -2,7 +2,7 @@
 
 from oesir_d2.data.splicing.alpha import AlphaCutOuts
 from oesir_d2.data.splicing.coco import CocoCutOuts
-from oesir_d2.data.splicing.compositor import HostPhoto, Splice, SpliceOptions, compose
+from oesir_d2.data.splicing.compositor import HostPhoto, Splice, SpliceOptions, UncomposableError, compose
 from oesir_d2.data.splicing.cutouts import CutOut, CutOutFilter, CutOutSource
 from oesir_d2.data.splicing.generation import make_splice_set
 from oesir_d2.data.splicing.photos import PhotoCutOuts, read_boxes
@@ -29,6 +29,7 @@ __all__ = [
     "SpliceQuery",
     "SpliceSet",
     "SpliceSource",
+    "UncomposableError",
     "compose",
     "make_splice_set",
     "read_boxes",

@@ -140,7 +140,7 @@ def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
     lists = {name: content.get(name, []) for name in _REQUIRED_KEYS}
     for name, items in lists.items():
         for i, item in enumerate(items):
-            missing = [key for key in _REQUIRED_KEYS[name] if key not in item]
+            missing = [key for key in _REQUIRED_KEYS[name] if not isinstance(item, dict) or key not in item]
             if missing:
                 raise ValueError(f"{path}: {name}[{i}].{missing[0]} is missing")
     return lists

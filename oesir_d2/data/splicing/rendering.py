@@ -16,6 +16,9 @@ from oesir_d2.data.splicing.cutouts import OPAQUE, CutOut, find_tight_box
 SCALE_TRIES = 6
 """How often the scale is corrected: softening takes away from an object's thin ends."""
 
+MAX_MISS = 2.0
+"""By how many pixels the longer side may be missed, where a thin end comes and goes by a hair's breadth of scale."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -67,8 +70,7 @@ def render_object(cutout: CutOut, look: Look, max_size: tuple[int, int]) -> Rend
 
     Args:
         cutout: the object.
-        look: what to change. The longer side is met within a pixel, or nearly so where a thin end of the object comes
-            and goes by a hair's breadth of scale.
+        look: what to change. The longer side is met within two pixels, mostly within one.
         max_size: width and height in pixels that the tight box must fit into; a larger object is made smaller.
 
     Returns:
@@ -89,7 +91,7 @@ def render_object(cutout: CutOut, look: Look, max_size: tuple[int, int]) -> Rend
         if best_miss <= 1:
             break
         scale *= factor
-    return best
+    return best if best_miss <= MAX_MISS else None
 
 
 def _premultiply(pixels: np.ndarray, flip: bool) -> np.ndarray:

@@ -93,7 +93,8 @@ def compute_spectral_residual(pixels: np.ndarray) -> np.ndarray:
 
 def _find_salient_box(saliency: np.ndarray, width: int, height: int) -> Box:
     """The box, in pixels of a photo of the given size, of the connected region with the most saliency."""
-    levels = cv2.normalize(saliency, None, 0, 255, cv2.NORM_MINMAX, dtype=cv2.CV_8U)
+    lowest, highest = float(saliency.min()), float(saliency.max())
+    levels = ((saliency - lowest) * (255 / max(highest - lowest, 1e-12))).astype(np.uint8)
     _, salient = cv2.threshold(levels, 0, 255, cv2.THRESH_OTSU)
     salient = cv2.morphologyEx(salient, cv2.MORPH_CLOSE, np.ones((9, 9), dtype=np.uint8))
     num_regions, regions, statistics, _ = cv2.connectedComponentsWithStats(salient)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -230,22 +230,25 @@ def _get_text(value: Any, name: str, key: str) -> str:
 
 
 def _check_ids(splices: SpliceSet) -> None:
-    """Every photo is listed once, and every source is a photo of the database."""
-    first_by_id: dict[str, int] = {}
-    first_by_file: dict[str, int] = {}
-    for i, image in enumerate(splices.database):
-        for name, value, first in (
-            ("image_id", image.image_id, first_by_id),
-            ("file_name", image.file_name, first_by_file),
-        ):
-            if value in first:
-                raise ValueError(f"database[{i}].{name} is {value!r}, which database[{first[value]}] has already")
-            first[value] = i
+    """Every photo and every query is listed once, and every source is a photo of the database."""
+    image_ids = [image.image_id for image in splices.database]
+    _check_unique(image_ids, "database", "image_id")
+    _check_unique([image.file_name for image in splices.database], "database", "file_name")
+    _check_unique([query.file_name for query in splices.queries], "queries", "file_name")
+    known = set(image_ids)
     for i, query in enumerate(splices.queries):
         for j, source in enumerate(query.sources):
-            if source.image_id not in first_by_id:
+            if source.image_id not in known:
                 key = f"queries[{i}].sources[{j}].image_id"
                 raise ValueError(f"{key} is {source.image_id!r}, which the database does not have")
+
+
+def _check_unique(values: Sequence[str], key: str, name: str) -> None:
+    first: dict[str, int] = {}
+    for i, value in enumerate(values):
+        if value in first:
+            raise ValueError(f"{key}[{i}].{name} is {value!r}, which {key}[{first[value]}] has already")
+        first[value] = i
 
 
 def _list_files(splices: SpliceSet, kinds: Collection[str]) -> list[tuple[str, str]]:

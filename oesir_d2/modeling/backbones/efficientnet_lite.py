@@ -49,7 +49,9 @@ class EfficientNetLiteTrunk(nn.Module):
             try:
                 classifier.load_state_dict(load_state_dict(path))
             except RuntimeError as error:
-                raise ValueError(f"{path} does not fit efficientnet-{variant}: {str(error).splitlines()[-1]}") from error
+                raise ValueError(
+                    f"{path} does not fit efficientnet-{variant}: {str(error).splitlines()[-1]}"
+                ) from error
         self.stem = nn.Sequential(classifier._conv_stem, classifier._bn0, nn.ReLU6(inplace=True))
         self.blocks = classifier._blocks
         self.head = nn.Sequential(classifier._conv_head, classifier._bn1, nn.ReLU6(inplace=True))
@@ -166,9 +168,7 @@ def _last_layer_by_stage(trunk: EfficientNetLiteTrunk) -> dict[str, str]:
 def build_efficientnet_lite_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """An FPN (p2 to p6) on EfficientNet-Lite; the keys are ``MODEL.OESIR.EFFICIENTNET`` and ``MODEL.FPN``."""
     options = cfg.MODEL.OESIR.EFFICIENTNET
-    bottom_up = EfficientNetLiteBackbone(
-        EfficientNetLiteTrunk(options.VARIANT, options.WEIGHTS), frozen=options.FREEZE
-    )
+    bottom_up = EfficientNetLiteBackbone(EfficientNetLiteTrunk(options.VARIANT, options.WEIGHTS), frozen=options.FREEZE)
     return FPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,

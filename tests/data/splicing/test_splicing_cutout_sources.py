@@ -124,6 +124,7 @@ def test_annotations_of_another_size_are_not_used(
         ({"images": [{"id": 5, "width": 1, "height": 1}]}, "images[0].file_name is missing"),
         ({"annotations": [{"id": 1, "image_id": 6}]}, "annotation 1 is of image 6"),
         ({"annotations": [{"id": 1}]}, "annotations[0].image_id is missing"),
+        ({"annotations": [3]}, "annotations[0].id is missing"),
         ({"annotations": []}, "has no segmented object"),
         ({"categories": [{"id": 1}]}, "categories[0].name is missing"),
     ],
@@ -264,6 +265,15 @@ def test_a_box_of_an_unknown_photo_is_refused(photo_folder: Path) -> None:
 def test_a_box_outside_of_its_photo_gives_nothing(photo_folder: Path) -> None:
     source = PhotoCutOuts(photo_folder, {"plain.png": [(500, 500, 600, 600), (0, 0, 200, 150)]})
     assert cut_all(source)["plain.png"] == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (2000, 2), (5, 700), (9, 9)])
+def test_tiny_and_thin_photos_are_survived(tmp_path: Path, size: tuple[int, int], rng: np.random.Generator) -> None:
+    pixels = rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "thin.png")
+
+    for boxes in (None, {"thin.png": [(0, 0, *size), (size[0] // 2, size[1] // 2, *size), (0, 0, 1, 1)]}):
+        assert cut_all(PhotoCutOuts(tmp_path, boxes, CutOutFilter(1, 1.0)))["thin.png"] is not None
 
 
 @pytest.mark.parametrize("change", [{"min_long_side": 0}, {"max_border": 1.5}, {"max_border": float("nan")}])

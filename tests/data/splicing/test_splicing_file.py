@@ -179,6 +179,15 @@ def test_other_mistakes_are_refused(tmp_path: Path, write: Callable[[Any], Path]
         write_splices(read_splices(path), tmp_path / "photos" / "splices.json")
 
 
+def test_a_query_listed_twice_is_refused(write: Callable[[Any], Path]) -> None:
+    content = make_content()
+    content["queries"] *= 2
+    with pytest.raises(
+        ValueError, match=r"queries\[1\]\.file_name is 'queries/0\.jpg', which queries\[0\] has already"
+    ):
+        read_splices(write(content))
+
+
 def test_an_invalid_set_is_not_written(tmp_path: Path) -> None:
     query = SpliceQuery("0.jpg", (SpliceSource("unknown", "donor"),))
     with pytest.raises(ValueError, match="'unknown', which the database does not have"):

@@ -1,0 +1,1 @@
+"""Datasets: one loader a file."""
