@@ -36,9 +36,8 @@ REQUIREMENTS = [
 # Their photos are the gallery of `make demo`, and what some tests read.
 DEMO = ["scikit-image", "scikit-learn"]
 
-VERSION = re.search(r'__version__ = "(.+)"', Path(__file__).with_name("oesir_d2").joinpath("__init__.py").read_text())[
-    1
-]
+INIT = Path(__file__).with_name("oesir_d2") / "__init__.py"
+VERSION = re.search(r'__version__ = "(.+)"', INIT.read_text(encoding="utf-8"))[1]
 
 setup(
     name="oesir_d2",

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--index", required=True, metavar="INDEX", type=Path, help="folder that build_index.py wrote")
     parser.add_argument("--splices", required=True, metavar="JSON", type=Path, help="a splices.json")
     parser.add_argument(
-        "--depth", type=int, default=1000, metavar="K", help="results a query; deeper sources count as never found"
+        "--depth", type=int, default=100, metavar="K", help="results a query; deeper sources count as never found"
     )
     parser.add_argument(
         "--aggregate",

@@ -24,7 +24,7 @@ VENV = ROOT / ".venv"
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
 DETECTRON2 = ROOT / "requirements" / "detectron2.txt"
 NEEDED_GB = 10
-"""Free space to begin with: the finished environment takes 6.3 GB, the downloaded files up to 3 GB while it is made."""
+"""Free space to begin with: the finished environment takes 6.3 GB, the downloaded files 3.3 GB while it is made."""
 
 # Modules whose names differ from their packages'.
 MODULES = {

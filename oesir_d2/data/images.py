@@ -181,11 +181,11 @@ def _list_folder(folder: Path) -> list[ImageFile]:
     pending = [folder]
     while pending:
         for parent, folder_names, file_names in os.walk(pending.pop(0), onerror=_log_unlistable_folder):
-            identity = os.stat(parent)
-            if (identity.st_dev, identity.st_ino) in visited:
+            status = os.stat(parent)
+            if (status.st_dev, status.st_ino) in visited:
                 folder_names.clear()
                 continue
-            visited.add((identity.st_dev, identity.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             folder_names[:] = sorted(name for name in folder_names if not name.startswith("."))
             pending += [Path(parent, name) for name in folder_names if Path(parent, name).is_symlink()]
             for name in file_names:

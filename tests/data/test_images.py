@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,15 @@ MakePhoto = Callable[..., np.ndarray]
 def save(array: np.ndarray, path: Path, **options: object) -> Path:
     Image.fromarray(array).save(path, **options)
     return path
+
+
+def write_grey_tiff(path: Path, width: int, bits: int, samples: bytes) -> None:
+    """An uncompressed grey TIFF of one row and of unsigned samples: what Pillow reads but cannot write."""
+    # Width, height, bits, no compression, black is 0, offset of the samples, one a pixel, rows, bytes, unsigned.
+    entries = {256: width, 257: 1, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(samples), 339: 1}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    header = struct.pack("<2sHI", b"II", 42, 8 + len(samples))
+    path.write_bytes(header + samples + struct.pack("<H", len(entries)) + directory + bytes(4))
 
 
 @pytest.mark.parametrize("extension", ["png", "bmp", "tif", "webp", "ppm"])
@@ -96,6 +106,15 @@ def test_16_bit_colour_image(tmp_path: Path) -> None:
     values = np.array([[[0, 30000, 65535], [256, 512, 50000]]], dtype=np.uint16)
     cv2.imwrite(str(tmp_path / "color.png"), values[:, :, ::-1])
     np.testing.assert_allclose(read_image(tmp_path / "color.png").pixels, values / 257.0, atol=1)
+
+
+def test_tiff_of_12_bits_and_of_unsigned_32_bits(tmp_path: Path) -> None:
+    # 0, 2048, 4080 and 4095 as 12-bit samples, two in three bytes.
+    write_grey_tiff(tmp_path / "12.tif", width=4, bits=12, samples=bytes.fromhex("000800ff0fff"))
+    np.testing.assert_array_equal(read_image(tmp_path / "12.tif").pixels[0, :, 0], [0, 128, 255, 255])
+    samples = np.array([0, 2**31, 2**32 - 1], dtype="<u4")
+    write_grey_tiff(tmp_path / "32.tif", width=3, bits=32, samples=samples.tobytes())
+    np.testing.assert_array_equal(read_image(tmp_path / "32.tif").pixels[0, :, 0], [0, 128, 255])
 
 
 def test_32_bit_integers_are_stretched_over_their_range(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from oesir_d2.data.images import MAX_PIXELS, UnreadableImageError, read_image
+from oesir_d2.data.quiet_pillow import QuietPillow
 
 MakePhoto = Callable[..., np.ndarray]
 
@@ -107,6 +108,15 @@ def test_no_warning_escapes_and_pillow_is_left_as_it_was(tmp_path: Path, capfd: 
         assert not caught
     assert (Image.MAX_IMAGE_PIXELS, warnings.filters[:]) == state
     assert capfd.readouterr().err == ""
+
+
+def test_warnings_stay_silenced_until_the_last_thread_has_left() -> None:
+    filters, quiet = warnings.filters[:], QuietPillow()
+    with quiet:
+        with quiet:
+            pass
+        assert warnings.filters != filters
+    assert warnings.filters == filters
 
 
 def test_no_damage_lets_another_error_escape(tmp_path: Path, make_photo: MakePhoto) -> None:
