@@ -11,7 +11,8 @@ from oesir_d2.data.splicing import read_splices
 from oesir_d2.engine.command_line import ToolParser, add_config_arguments, replace_nan, run_tool
 from oesir_d2.engine.retrieval import Retriever
 from oesir_d2.engine.splice_evaluation import evaluate_splices
-from oesir_d2.index import AGGREGATORS, replace_file
+from oesir_d2.files import replace_file
+from oesir_d2.index import AGGREGATORS
 from oesir_d2.report import make_failure_cases, write_failure_report
 
 EXAMPLES = """examples:

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from oesir_d2.data.images import ImageFile, UnreadableImageError
 from oesir_d2.engine.embedder import EmbeddedImage, Embedder
-from oesir_d2.index import ImageRecord, IndexWriter, SkippedFiles, sha256_of_file
+from oesir_d2.files import sha256_of_file
+from oesir_d2.index import ImageRecord, IndexWriter, SkippedFiles
 
 BYTES_PER_FLOAT = 4
 
@@ -68,15 +69,16 @@ def build_index(cfg: CfgNode, files: list[ImageFile], output: Path, strict: bool
     ):
         changed = _changed_files(writer, files, progress)
         for file, result in embedder.embed_all(changed):
-            path = str(file.path.absolute())
-            if isinstance(result, UnreadableImageError):
+            try:
+                record = _record(file, result)
+            except UnreadableImageError as error:
                 if strict:
-                    raise result
-                skipped_files.add(path, result.reason)
+                    raise
+                skipped_files.add(_locate(file.path), error.reason)
                 skipped += 1
             else:
-                writer.add(result.embeddings, _record(file, result))
-                skipped_files.resolve(path)
+                writer.add(result.embeddings, record)
+                skipped_files.resolve(record.path)
                 embedded += 1
             progress.update()
         writer.flush()
@@ -105,27 +107,38 @@ def _changed_files(writer: IndexWriter, files: list[ImageFile], progress: tqdm) 
 
 
 def _is_unchanged(writer: IndexWriter, file: ImageFile, record: ImageRecord) -> bool:
+    path = _locate(file.path)
     try:
         status = file.path.stat()
+        if (path, status.st_size, status.st_mtime_ns) == (record.path, record.file_size, record.modified_ns):
+            return True
+        if status.st_size != record.file_size or not file.path.is_file() or sha256_of_file(file.path) != record.sha256:
+            return False
     except OSError:
         return False  # reading it will say why
-    path = str(file.path.absolute())
-    if (path, status.st_size, status.st_mtime_ns) == (record.path, record.file_size, record.modified_ns):
-        return True
-    if status.st_size != record.file_size or not file.path.is_file() or sha256_of_file(file.path) != record.sha256:
-        return False
     writer.refresh(replace(record, path=path, modified_ns=status.st_mtime_ns))
     return True
 
 
-def _record(file: ImageFile, image: EmbeddedImage) -> ImageRecord:
-    status = os.stat(file.path)
+def _record(file: ImageFile, image: EmbeddedImage | UnreadableImageError) -> ImageRecord:
+    if isinstance(image, UnreadableImageError):
+        raise image
+    try:
+        status = os.stat(file.path)
+        sha256 = sha256_of_file(file.path)
+    except OSError as error:
+        raise UnreadableImageError(file.path, f"it was readable, but is no longer: {error.strerror}") from error
     return ImageRecord(
         image_id=file.image_id,
-        path=str(file.path.absolute()),
+        path=_locate(file.path),
         width=image.width,
         height=image.height,
         file_size=status.st_size,
         modified_ns=status.st_mtime_ns,
-        sha256=sha256_of_file(file.path),
+        sha256=sha256,
     )
+
+
+def _locate(path: Path) -> str:
+    """The absolute path of a file, the same from every working directory; a link keeps its name, its folder not."""
+    return str(path.parent.resolve() / path.name)

@@ -2,7 +2,6 @@
 
 from .aggregate import AGGREGATORS, get_aggregator, register_aggregator
 from .compatibility import EmbeddingModelInfo
-from .files import replace_file, sha256_of_file
 from .manifest import Manifest, SegmentInfo, check_compatible
 from .object_index import FaissObjectIndex, ObjectIndex, build_object_index, check_factory
 from .reader import EmbeddingIndex
@@ -33,6 +32,4 @@ __all__ = [
     "get_aggregator",
     "read_skipped",
     "register_aggregator",
-    "replace_file",
-    "sha256_of_file",
 ]

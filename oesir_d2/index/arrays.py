@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import open_synced
+from ..files import open_synced
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..files import replace_file
 from .compatibility import EmbeddingModelInfo, describe_differences
-from .files import replace_file
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import fsync_directory, open_synced, remove_temporaries, sha256_of_file, temporary_beside
 from ..structures import ImageEmbeddings
 from .arrays import StoredArray, write_array
-from .files import fsync_directory, open_synced, remove_temporaries, sha256_of_file, temporary_beside
 from .manifest import SegmentInfo
 
 SEGMENTS_FOLDER = "segments"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from .files import replace_file
+from ..files import replace_file
 
 SKIPPED_FILE = "skipped.jsonl"
 

@@ -12,9 +12,9 @@ from types import TracebackType
 
 import numpy as np
 
+from ..files import TEMPORARY_PREFIX
 from ..structures import ImageEmbeddings
 from .compatibility import EmbeddingModelInfo
-from .files import TEMPORARY_PREFIX
 from .lock import LOCK_FILE, WriterLock
 from .manifest import MANIFEST_FILE, Manifest, check_compatible
 from .object_index import check_factory

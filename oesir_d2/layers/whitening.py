@@ -9,7 +9,6 @@ retrieval (Jégou and Chum, ECCV 2012), vectors are L2-normalised before and aft
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from oesir_d2.files import replace_file
 from oesir_d2.layers.covariance import CovarianceAccumulator
 from oesir_d2.layers.numerics import at_least_float32, l2_normalize
 
@@ -205,13 +205,7 @@ def save_whitening(path: str | Path, whitening: PCAWhitening, metadata: Mapping[
         raise FileNotFoundError(f"no folder {path.parent} to write the whitening {path.name} to")
     description = {**metadata, "input_dim": whitening.input_dim, "output_dim": whitening.output_dim}
     tensors = {name: getattr(whitening, name).float().cpu().contiguous() for name in ("mean", "projection")}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    content = save(tensors, {"format": FILE_FORMAT, "metadata": json.dumps(description, sort_keys=True)})
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, save(tensors, {"format": FILE_FORMAT, "metadata": json.dumps(description, sort_keys=True)}))
 
 
 def load_whitening(path: str | Path) -> tuple[PCAWhitening, dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from oesir_d2.report.atomic import open_atomically
+from oesir_d2.files import open_atomically
 from oesir_d2.report.drawings import Color, draw_display_photo, get_font
 from oesir_d2.report.text import make_printable
 

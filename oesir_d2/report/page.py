@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from oesir_d2.report.atomic import open_atomically
+from oesir_d2.files import open_atomically
 from oesir_d2.report.drawings import Color, get_text_color
 from oesir_d2.report.style import PAGE_STYLE
 from oesir_d2.report.text import make_printable

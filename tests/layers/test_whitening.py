@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.decomposition import PCA
 
+from oesir_d2.files import HashingWriter
 from oesir_d2.layers import CovarianceAccumulator, PCAWhitening, load_whitening, save_whitening
 from oesir_d2.layers.whitening import FILE_FORMAT
 
@@ -215,12 +216,11 @@ def test_a_failed_write_keeps_the_older_file(
     path = tmp_path / "whitening.safetensors"
     path.write_bytes(b"an older file")
 
-    def write_half(self: Path, data: bytes) -> int:
-        with open(self, "wb") as file:
-            file.write(data[: len(data) // 2])
+    def write_half(self: HashingWriter, data: bytes) -> int:
+        self._stream.write(data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", write_half)
+    monkeypatch.setattr(HashingWriter, "write", write_half)
     with pytest.raises(OSError, match="No space left"):
         save_whitening(path, whitening, {"source": "", "count": 1})
     monkeypatch.undo()

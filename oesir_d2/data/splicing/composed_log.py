@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from oesir_d2.data.splicing.atomic import write_atomically
 from oesir_d2.data.splicing.splices_file import SpliceQuery, parse_query
+from oesir_d2.files import replace_file
 
 LOG_NAME = "composed.jsonl"
 
@@ -38,7 +38,7 @@ class ComposedLog:
         folder.mkdir(parents=True, exist_ok=True)
         # Written anew, since a run that was killed may have left half a line at the end.
         lines = [{"settings": settings}, *(self._to_line(i, query) for i, query in self.queries.items())]
-        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        replace_file(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def add(self, i: int, query: SpliceQuery) -> None:
         """Note that query ``i`` is finished, with all of its files."""

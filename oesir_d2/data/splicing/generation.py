@@ -18,12 +18,12 @@ import numpy as np
 from PIL import Image
 
 from oesir_d2.data.images import ImageFile, UnreadableImageError, read_image
-from oesir_d2.data.splicing.atomic import write_atomically
 from oesir_d2.data.splicing.composed_log import ComposedLog
 from oesir_d2.data.splicing.compositor import HostPhoto, Splice, SpliceOptions, UncomposableError, compose
 from oesir_d2.data.splicing.cutouts import CutOut, CutOutSource
 from oesir_d2.data.splicing.database import PhotoDatabase
 from oesir_d2.data.splicing.splices_file import SpliceQuery, SpliceSet, SpliceSource, write_splices
+from oesir_d2.files import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -181,13 +181,13 @@ class _Composer:
 def _write_splice(splice: Splice, output: Path, name: str) -> SpliceQuery:
     """Write the image and the masks of a splice and say where they are."""
     file_name = f"queries/{name}.jpg"
-    write_atomically(output / file_name, _encode(splice.pixels, "JPEG", quality=splice.jpeg_quality))
+    replace_file(output / file_name, _encode(splice.pixels, "JPEG", quality=splice.jpeg_quality))
     sources = []
     for j, source in enumerate(splice.sources, start=-1):  # the host comes first, so donors count from 0
         mask_name = None
         if source.mask is not None:
             mask_name = f"masks/{name}_{j}.png"
-            write_atomically(output / mask_name, _encode(source.mask, "PNG"))
+            replace_file(output / mask_name, _encode(source.mask, "PNG"))
         sources.append(SpliceSource(source.image_id, source.role, source.query_box, mask_name))
     return SpliceQuery(file_name, tuple(sources))
 

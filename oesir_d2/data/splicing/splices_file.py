@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from oesir_d2.data.splicing.atomic import write_atomically
+from oesir_d2.files import replace_file
 
 VERSION = 1
 ROLES = ("host", "donor")
@@ -144,7 +144,7 @@ def write_splices(splices: SpliceSet, path: str | Path) -> None:
     content = splices.to_dict()
     _check_ids(_parse_set(content, splices.folder))
     # Escaped to ASCII, since a file name need not be valid Unicode and would then have no UTF-8 form.
-    write_atomically(path, json.dumps(content, indent=1).encode())
+    replace_file(path, json.dumps(content, indent=1).encode())
 
 
 def parse_query(value: Any, key: str = "query") -> SpliceQuery:

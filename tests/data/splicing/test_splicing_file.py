@@ -64,7 +64,7 @@ def test_a_round_trip_keeps_everything(write: Callable[[Any], Path], tmp_path: P
 
     assert read_splices(tmp_path / "again.json") == splices
     assert json.loads((tmp_path / "again.json").read_text(encoding="utf-8")) == make_content()
-    assert [path.name for path in tmp_path.glob("*.partial")] == []
+    assert [path.name for path in tmp_path.glob(".tmp-*")] == []
 
 
 def test_a_file_name_that_is_no_unicode_survives(tmp_path: Path) -> None:

@@ -44,18 +44,37 @@ def open_synced(path: Path) -> Iterator[HashingWriter]:
         os.fsync(stream.fileno())
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Give the file ``path`` the content ``data``; a crash leaves the old content or the new, never a mixture."""
+@contextmanager
+def open_atomically(path: str | os.PathLike[str]) -> Iterator[HashingWriter]:
+    """Open a file for writing bytes that takes the place of ``path`` when the block ends without an error.
+
+    After an error, or a crash, ``path`` is as it was before. Missing folders are made.
+
+    Raises:
+        FileExistsError: if ``path`` is a folder.
+        OSError: if the file cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise FileExistsError(f"{str(path)!r} is a folder, expected the name of a file to write")
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
+        # A process of the same number that was killed may have left this name behind.
         temporary.unlink(missing_ok=True)
         with open_synced(temporary) as stream:
-            stream.write(data)
+            yield stream
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Give the file ``path`` the content ``data``; a crash leaves the old content or the new, never a mixture."""
+    with open_atomically(path) as stream:
+        stream.write(data)
 
 
 def fsync_directory(folder: Path) -> None:
