@@ -5,7 +5,7 @@ from .compatibility import EmbeddingModelInfo
 from .manifest import Manifest, SegmentInfo, check_compatible
 from .object_index import FaissObjectIndex, ObjectIndex, build_object_index, check_factory
 from .reader import EmbeddingIndex
-from .results import RegionMatch, SearchResult
+from .results import RegionMatch, SearchResult, round_box
 from .segments import ImageRecord
 from .set_search import SetSearcher
 from .skipped import SkippedFile, SkippedFiles, read_skipped
@@ -32,4 +32,5 @@ __all__ = [
     "get_aggregator",
     "read_skipped",
     "register_aggregator",
+    "round_box",
 ]

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 Box = tuple[float, float, float, float]
+
+BOX_DECIMALS = 2
+"""Hundredths of a pixel are more than any reader of the results needs."""
+
+
+def round_box(box: Iterable[float]) -> list[float]:
+    """A box as it is written out."""
+    return [round(float(value), BOX_DECIMALS) for value in box]
 
 
 @dataclass(frozen=True)
@@ -43,8 +52,11 @@ class SearchResult:
     matches: list[RegionMatch]
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as ``tools/search.py --json`` writes it: plain dicts, lists, strings and numbers."""
+        """The result as ``tools/search.py --json`` writes it: plain dicts, lists, strings and numbers.
+
+        Boxes are rounded to ``BOX_DECIMALS``, those of the query's regions alike, so that equal boxes stay equal.
+        """
         content = asdict(self)
         for match in content["matches"]:
-            match.update(query_box=list(match["query_box"]), database_box=list(match["database_box"]))
+            match.update(query_box=round_box(match["query_box"]), database_box=round_box(match["database_box"]))
         return content

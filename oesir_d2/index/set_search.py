@@ -15,7 +15,9 @@ Explaining away. The regions of a spliced photo that come from its host match th
 the host rather well; those matches drown the weaker ones of a small pasted object. So the first result may explain the
 query away: from every best-pair score of the other images, the one that the first result has for the same query region
 is subtracted, and they are ranked by what they explain beyond it. A shift of each query region keeps an aggregator
-monotone, so this ranking is exact by the same argument.
+monotone, so this ranking is exact by the same argument. The first result is then the one that explains most of the
+query: of the images that are best by the aggregate, the one with the highest sum of best-pair scores. A single pair
+does not tell one cloudless sky from another.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ from .aggregate import Aggregator, get_aggregator
 from .object_index import ObjectIndex
 from .reader import EmbeddingIndex
 from .results import RegionMatch, SearchResult
+
+EXPLAINERS = 32
+"""The image that explains a query away is chosen among so many that are best by the aggregate."""
 
 SCORE_DECIMALS = 6
 """Scores are rounded to so many decimals before they are ranked, so that rounding errors decide nothing."""
@@ -92,7 +97,8 @@ class SetSearcher:
             aggregate: name in ``AGGREGATORS``: how the best-pair scores make an image's score.
             matches_per_result: pairs of regions that a result lists at most; >= 0.
             explain_away: how much of the first result's best-pair scores is subtracted from those of the others, in
-                [0, 1]; 0 ranks by similarity alone. The scores of results from rank 2 on are then such differences.
+                [0, 1]; 0 ranks by similarity alone. The scores of results from rank 2 on are then aggregates of such
+                differences, and never above the first one's.
 
         Returns:
             The most similar images, best first, equal scores in the order of their image ids; [] for a query
@@ -120,13 +126,12 @@ class SetSearcher:
         if explain_away == 0:
             images, scores = self._rank(query, fetch, top_k, aggregator)
         else:
-            images, scores = self._rank(query, fetch, 1, aggregator)
-            for image in images:  # one, or none in an index without objects
-                explained = explain_away * self._best_pairs(int(image), query)[1].clip(min=0)
+            images, scores = self._rank(query, fetch, EXPLAINERS, aggregator)
+            images, scores, explained = self._choose_explainer(query, images, scores, explain_away)
             others, their_scores = self._rank(query, fetch, top_k, lambda pairs: aggregator(pairs - explained))
             is_other = ~np.isin(others, images)
             images = np.concatenate([images, others[is_other]])[:top_k]
-            scores = np.concatenate([scores, their_scores[is_other]])[:top_k]
+            scores = np.concatenate([scores, np.minimum(their_scores[is_other], scores[:1])])[:top_k]
         results = []
         for rank, (image, score) in enumerate(zip(images, scores, strict=True), start=1):
             subtracted = explained if rank > 1 else np.zeros(len(query))
@@ -173,6 +178,27 @@ class SetSearcher:
         np.maximum.at(best_pairs, (positions, regions), scores[regions, columns])
         bounds = _round(aggregator(best_pairs + _BOUND_SLACK))
         return candidates, bounds, float(_round(aggregator(frontier[None] + _BOUND_SLACK))[0])
+
+    def _choose_explainer(
+        self, query: ImageEmbeddings, images: np.ndarray, scores: np.ndarray, weight: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Choose the image that explains most of the query.
+
+        Args:
+            query: the query.
+            images: (n,) candidates, best first; 0 only in an index without objects.
+            scores: (n,) their scores.
+            weight: in (0, 1].
+
+        Returns:
+            The chosen image (1,) and its score (1,), and what it explains of each query region, (Q,), times the
+            weight, none of it negative.
+        """
+        if len(images) == 0:
+            return images, scores, np.zeros(len(query))
+        best_pairs = np.stack([self._best_pairs(int(image), query)[1] for image in images])
+        chosen = int(_round(best_pairs.sum(axis=1)).argmax())
+        return images[chosen : chosen + 1], scores[chosen : chosen + 1], weight * best_pairs[chosen].clip(min=0)
 
     def _best_pairs(self, image: int, query: ImageEmbeddings) -> tuple[np.ndarray, np.ndarray]:
         """For each query region the image's most similar region, (Q,) int64, and that pair's score, (Q,) float64."""

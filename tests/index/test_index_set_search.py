@@ -116,7 +116,7 @@ def test_result_as_json(tmp_path, make_image, store):
     image = make_image("a", 2)
     store(tmp_path / "index", [image, make_image("b", 1)])
     [result] = make_searcher(tmp_path / "index").search(image, top_k=1, matches_per_result=1)
-    box = image.boxes[0].tolist()
+    box = [round(float(value), 2) for value in image.boxes[0]]
     expected = {
         "rank": 1,
         "image_id": "a",
