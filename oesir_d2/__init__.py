@@ -3,7 +3,12 @@
 Importing the package registers its models with detectron2 and exports :func:`add_oesir_config`.
 """
 
+import os
 import warnings
+
+# OpenMP reads it when torch is loaded, so nothing later would do. Its threads wait for each other some hundred times a
+# photo, by default spinning: where another program uses a processor too, that makes all work several times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 with warnings.catch_warnings():
     # detectron2 uses names that torch and setuptools have deprecated; users of this package can do nothing about it.

@@ -1,6 +1,6 @@
 """Every config key that oesir_d2 adds to detectron2's: meaning, allowed values, source.
 
-All keys live under ``MODEL.OESIR``, ``INPUT.OESIR``, ``INDEX`` and ``RETRIEVAL``.
+All keys live under ``MODEL.OESIR``, ``INPUT.OESIR``, ``DATASETS.OESIR``, ``SOLVER.OESIR``, ``INDEX`` and ``RETRIEVAL``.
 "supplement" is the supplement of Chen, Wu, Davis, Lim: Efficient Object Embedding for Spliced Image
 Retrieval, CVPR 2021; "ours" marks a choice that the supplement does not state.
 """
@@ -15,6 +15,7 @@ def add_oesir_config(cfg: CN) -> None:
     _add_model_config(cfg)
     _add_input_config(cfg)
     _add_index_config(cfg)
+    _add_training_config(cfg)
 
 
 def _add_model_config(cfg: CN) -> None:
@@ -42,7 +43,8 @@ def _add_model_config(cfg: CN) -> None:
     # ---- Embedding: from which map, and how a region of it becomes a vector ----
     cfg.MODEL.OESIR.EMBEDDING = CN()
     # Where the feature map comes from, a name in EMBEDDING_SOURCE_REGISTRY:
-    # "TeacherSource": a second network, the ImageNet classifier itself; "DetectorSource": the detector's own features.
+    # "TeacherSource": a second network, the ImageNet classifier itself; "DetectorSource": the detector's own features;
+    # "StudentSource": a student on the detector's features, one forward pass.
     cfg.MODEL.OESIR.EMBEDDING.SOURCE = "TeacherSource"
     # DetectorSource: the feature map of the detector's backbone that is pooled, e.g. "p4" or "res5" (ours).
     cfg.MODEL.OESIR.EMBEDDING.DETECTOR_FEATURE = "p4"
@@ -116,3 +118,59 @@ def _add_index_config(cfg: CN) -> None:
     cfg.RETRIEVAL.EXPLAIN_AWAY = 1.0
     # Results a query.
     cfg.RETRIEVAL.TOP_K = 10
+
+
+def _add_training_config(cfg: CN) -> None:
+    # ---- Student: the head that learns the teacher's map ----
+    cfg.MODEL.OESIR.STUDENT = CN()
+    # Name in STUDENT_REGISTRY: StudentS1 (on the image), StudentS2 (on the stride-4 map), StudentS3 (on all FPN maps).
+    cfg.MODEL.OESIR.STUDENT.NAME = "StudentS3"
+    # The detector's maps: S2 takes the first; S3 starts from the first and joins the other three.
+    cfg.MODEL.OESIR.STUDENT.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    # Stride of the student's map: 8, 16 or 32; 0 is the teacher's. Finer maps see smaller objects and cost more (ours).
+    cfg.MODEL.OESIR.STUDENT.STRIDE = 0
+    # Output channels of each layer but the last, whose are the teacher's: four for S1, two for S2 and S3. Empty: the
+    # widths of ResNet-50's stages (ours).
+    cfg.MODEL.OESIR.STUDENT.WIDTHS = []
+    # Channels of each layer's 3x3 convolution: five for S1, three for S2 and S3. Empty: as in ResNet-50 (ours).
+    cfg.MODEL.OESIR.STUDENT.BOTTLENECK_WIDTHS = []
+    # How S3 joins the detector's maps: "sum" or "concat" (ours).
+    cfg.MODEL.OESIR.STUDENT.FUSION = "sum"
+    # Normalisation of the student's convolutions: "BN", "SyncBN", "GN" or "FrozenBN" (ours).
+    cfg.MODEL.OESIR.STUDENT.NORM = "BN"
+
+    # ---- Distillation: the student's training ----
+    cfg.MODEL.OESIR.DISTILLATION = CN()
+    # Names in DISTILLATION_LOSS_REGISTRY: FeatureMapL2Loss, RegionCosineLoss; their weighted sum is minimised (ours).
+    cfg.MODEL.OESIR.DISTILLATION.LOSSES = ["FeatureMapL2Loss"]
+    # One weight for each of them, > 0 (ours).
+    cfg.MODEL.OESIR.DISTILLATION.LOSS_WEIGHTS = [1.0]
+    # Factor, >= 1, by which photos are enlarged for the teacher alone: its map then has so much finer a stride on the
+    # student's photo, and shows the student what it would see of small objects in enlarged crops (ours).
+    cfg.MODEL.OESIR.DISTILLATION.TEACHER_SCALE = 1.0
+    # RegionCosineLoss: random regions an image; the whole image is one more; > 0 (ours).
+    cfg.MODEL.OESIR.DISTILLATION.NUM_REGIONS = 8
+    # RegionCosineLoss: smallest and largest side of a random region, shares of the image's; 0 < min <= max <= 1 (ours).
+    cfg.MODEL.OESIR.DISTILLATION.REGION_SIDES = [0.2, 1.0]
+
+    # ---- Training: photos, input and optimizer ----
+    # Which photo folders or lists (see data.list_images) are data sets: pairs of a name for DATASETS.TRAIN and a path.
+    cfg.DATASETS.OESIR = CN()
+    cfg.DATASETS.OESIR.PHOTOS = []
+    # Which COCO-format annotations are data sets: triples of a name, the JSON file and the folder of its photos.
+    cfg.DATASETS.OESIR.COCO = []
+    # Load the sets of DATASETS.OESIR.COCO with one class, "object", for a class-agnostic detector (ours).
+    cfg.DATASETS.OESIR.CLASS_AGNOSTIC = False
+
+    # Name in TRAINING_MAPPER_REGISTRY: DetectionMapper (boxes; detectron2's INPUT keys), CropMapper (photos only).
+    cfg.INPUT.OESIR.TRAINING_MAPPER = "DetectionMapper"
+    # CropMapper: side of the square crop, in pixels, > 0 (supplement: 224).
+    cfg.INPUT.OESIR.CROP_SIZE = 224
+    # CropMapper: smallest and largest share of the photo's area that a crop takes, 0 < min <= max <= 1 (ours).
+    cfg.INPUT.OESIR.CROP_AREA = [0.08, 1.0]
+    # CropMapper: smallest and largest ratio of a crop's width to its height before it is resized, > 0 (ours).
+    cfg.INPUT.OESIR.CROP_ASPECT = [0.75, 1.3333]
+
+    cfg.SOLVER.OESIR = CN()
+    # "SGD" (detectron2's, with SOLVER.MOMENTUM), "Adam" (supplement: distillation) or "AdamW".
+    cfg.SOLVER.OESIR.OPTIMIZER = "SGD"

@@ -45,6 +45,17 @@ def open_synced(path: Path) -> Iterator[HashingWriter]:
 
 
 @contextmanager
+def naming_errors(path: Path) -> Iterator[None]:
+    """Let an ``OSError`` of the block that names no file, as that of a full disk does, name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def open_atomically(path: str | os.PathLike[str]) -> Iterator[HashingWriter]:
     """Open a file for writing bytes that takes the place of ``path`` when the block ends without an error.
 
@@ -62,7 +73,7 @@ def open_atomically(path: str | os.PathLike[str]) -> Iterator[HashingWriter]:
     try:
         # A process of the same number that was killed may have left this name behind.
         temporary.unlink(missing_ok=True)
-        with open_synced(temporary) as stream:
+        with naming_errors(path), open_synced(temporary) as stream:
             yield stream
         os.replace(temporary, path)
     except BaseException:

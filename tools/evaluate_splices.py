@@ -8,7 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from oesir_d2.data.splicing import read_splices
-from oesir_d2.engine.command_line import ToolParser, add_config_arguments, replace_nan, run_tool
+from oesir_d2.engine.command_line import (
+    ToolParser,
+    add_config_arguments,
+    prepare_output,
+    replace_nan,
+    run_tool,
+    whole_number,
+)
 from oesir_d2.engine.retrieval import Retriever
 from oesir_d2.engine.splice_evaluation import evaluate_splices
 from oesir_d2.files import replace_file
@@ -31,24 +38,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--index", required=True, metavar="INDEX", type=Path, help="folder that build_index.py wrote")
     parser.add_argument("--splices", required=True, metavar="JSON", type=Path, help="a splices.json")
     parser.add_argument(
-        "--depth", type=int, default=100, metavar="K", help="results a query; deeper sources count as never found"
+        "--depth",
+        type=whole_number(1),
+        default=100,
+        metavar="K",
+        help="results a query; sources that lie deeper count as never found",
     )
     parser.add_argument(
         "--aggregate",
         choices=sorted(AGGREGATORS),
-        help="how regions' scores make a photo's (default: the config's, max)",
+        help="how regions' scores make a photo's (default: RETRIEVAL.AGGREGATE of the config)",
     )
     parser.add_argument("--allow-missing", action="store_true", help="count sources that the index lacks as not found")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write figures and one row a query here")
     parser.add_argument("--report", metavar="DIR", type=Path, help="write DIR/failures.html with the worst queries")
     parser.add_argument(
-        "--max-failures", type=int, default=20, metavar="N", help="queries that the report shows at most"
+        "--max-failures", type=whole_number(0), default=20, metavar="N", help="queries that the report shows at most"
     )
     add_config_arguments(parser, default=None)
     args = parser.parse_args(argv)
 
     splices = read_splices(args.splices)
     retriever = Retriever(args.index, args.opts)
+    json_path = prepare_output(args.json) if args.json else None
+    report_path = prepare_output(args.report / "failures.html") if args.report else None
     scored = evaluate_splices(retriever, splices, args.depth, args.aggregate, args.allow_missing)
     metrics = replace_nan(scored.evaluation.metrics)
     facts = {
@@ -56,10 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "database": len(retriever.index.images),
         "unreadable_queries": len(scored.unreadable),
     }
-    if args.json:
+    if json_path:
         rows = [asdict(row) for row in scored.evaluation.rows]
-        replace_file(args.json, json.dumps(metrics | facts | {"rows": rows}, indent=1, ensure_ascii=False).encode())
-    if args.report:
+        replace_file(json_path, (json.dumps(metrics | facts | {"rows": rows}, indent=1) + "\n").encode("ascii"))
+    if report_path:
         cases = make_failure_cases(
             splices, scored.evaluation, scored.kept, scored.matches, scored.paths, args.max_failures
         )
@@ -68,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "Queries": len(splices.queries),
             "Photos searched": len(retriever.index.images),
         }
-        write_failure_report(args.report / "failures.html", scored.evaluation.metrics, cases, facts=shown)
+        write_failure_report(report_path, scored.evaluation.metrics, cases, facts=shown)
     print(json.dumps(metrics | facts))
 
 

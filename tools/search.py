@@ -6,14 +6,15 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from oesir_d2.data import ImageFile, UnreadableImageError
-from oesir_d2.engine.command_line import ToolParser, add_config_arguments, run_tool
+from oesir_d2.engine.command_line import ToolParser, add_config_arguments, prepare_output, run_tool, whole_number
 from oesir_d2.engine.retrieval import QueryResult, Retriever
+from oesir_d2.files import open_atomically
 from oesir_d2.index import AGGREGATORS
 from oesir_d2.report import QueryReport, write_search_report
 
@@ -24,10 +25,13 @@ EXAMPLES = """examples:
       search with one object: X0,Y0,X1,Y1 in pixels of the photo, after its EXIF rotation
   search.py --index photos.index --query *.jpg --json results.jsonl
       one JSON object a line, one line a query
+  search.py --index photos.index --query suspicious.jpg MODEL.WEIGHTS moved.pth RETRIEVAL.EXPLAIN_AWAY 0
+      the model is the one that the index was built with; KEY VALUE pairs override its config
 
-The model is the one that the index was built with. Trailing KEY VALUE pairs override its config, for example
-MODEL.WEIGHTS FILE if its weights have moved; put -- before them if they follow --query.
+Boxes in the results are XYXY in pixels of the original photos, after their EXIF rotation. If some of the queries cannot
+be read, the others are answered, and the exit code is 2.
 """
+NAMED_IN_ERROR = 3
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,11 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--index", required=True, metavar="INDEX", type=Path, help="folder that build_index.py wrote")
     parser.add_argument("--query", required=True, nargs="+", metavar="IMAGE", type=Path, help="one photo or more")
     parser.add_argument("--box", metavar="X0,Y0,X1,Y1", type=parse_box, help="search with this part of the photo alone")
-    parser.add_argument("--top-k", type=int, metavar="K", help="results a query (default: the config's, 10)")
+    parser.add_argument(
+        "--top-k", metavar="K", type=whole_number(1), help="results a query (default: RETRIEVAL.TOP_K of the config)"
+    )
     parser.add_argument(
         "--aggregate",
         choices=sorted(AGGREGATORS),
-        help="how regions' scores make a photo's (default: the config's, max)",
+        help="how regions' scores make a photo's (default: RETRIEVAL.AGGREGATE of the config)",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results here instead of to stdout")
     parser.add_argument("--report", metavar="DIR", type=Path, help="write DIR/report.html with pictures")
@@ -47,34 +53,47 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     retriever = Retriever(args.index, args.opts)
+    json_path = prepare_output(args.json) if args.json else None
+    report_path = prepare_output(args.report / "report.html") if args.report else None
     files = [ImageFile(str(path), path) for path in args.query]
-    if args.box is not None:
-        found = ((file, retriever.search(file, args.box, args.top_k, args.aggregate)) for file in files)
-    else:
-        found = retriever.search_all(files, args.top_k, args.aggregate)
-    results: list[QueryResult] = []
-    unreadable: list[UnreadableImageError] = []
+    found = search_each(retriever, files, args)
+    entries: list[QueryReport] = []
+    unreadable: list[str] = []
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context(open(args.json, "w", encoding="utf-8")) if args.json else sys.stdout
+        output = stack.enter_context(open_atomically(json_path)) if json_path else None
         for _, result in tqdm(found, total=len(files), desc="Searching", unit="query", disable=len(files) == 1):
             if isinstance(result, UnreadableImageError):
-                unreadable.append(result)
+                unreadable.append(str(result))
                 continue
-            print(json.dumps(result.to_dict(), ensure_ascii=False), file=output, flush=True)
-            results.append(result)
-    if args.report:
-        write_report(args.report / "report.html", retriever, results)
+            as_json = result.to_dict()
+            # ASCII, so that a name which is not valid Unicode survives in any terminal and any file.
+            line = json.dumps(as_json) + "\n"
+            if output:
+                output.write(line.encode("ascii"))
+            else:
+                print(line, end="", flush=True)
+            if report_path:
+                entries.append(QueryReport(result.query.file.path, as_json["objects"], result.results))
+    if report_path:
+        write_search_report(report_path, entries, facts={"Photos searched": len(retriever.index.images)})
+        print(f"report: {report_path}", file=sys.stderr)
     if unreadable:
-        raise ValueError(f"{len(unreadable)} of {len(files)} queries could not be read: {unreadable[0]}")
+        more = [f"and {len(unreadable) - NAMED_IN_ERROR} more"] if len(unreadable) > NAMED_IN_ERROR else []
+        named = "; ".join(unreadable[:NAMED_IN_ERROR] + more)
+        raise ValueError(f"{len(unreadable)} of {len(files)} queries could not be read: {named}")
 
 
-def write_report(path: Path, retriever: Retriever, results: Sequence[QueryResult]) -> None:
-    entries = []
-    for result in results:
-        as_json = result.to_dict()
-        entries.append(QueryReport(result.query.file.path, as_json["objects"], result.results))
-    write_search_report(path, entries, facts={"Photos searched": len(retriever.index.images)})
-    print(f"report: {path}", file=sys.stderr)
+def search_each(
+    retriever: Retriever, files: Sequence[ImageFile], args: argparse.Namespace
+) -> Iterator[tuple[ImageFile, QueryResult | UnreadableImageError]]:
+    if args.box is None:
+        yield from retriever.search_all(files, args.top_k, args.aggregate)
+        return
+    for file in files:
+        try:
+            yield file, retriever.search(file, args.box, args.top_k, args.aggregate)
+        except UnreadableImageError as error:
+            yield file, error
 
 
 def parse_box(text: str) -> list[float]:

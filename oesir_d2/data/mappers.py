@@ -46,6 +46,8 @@ class EmbeddingMapper:
 
     @configurable
     def __init__(self, *, image_format: str, max_long_side: int, max_pixels: int) -> None:
+        if max_pixels < 1:
+            raise ValueError(f"max_pixels is {max_pixels}, expected at least 1")
         self.image_format = image_format
         self.max_pixels = max_pixels
         self.resize = ResizeLongSideDown(max_long_side)

@@ -5,6 +5,7 @@ Shape shorthand: R regions of an image, D dimensions.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,14 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from oesir_d2.data.images import ImageFile, UnreadableImageError
 from oesir_d2.data.mappers import EmbeddingMapper
-from oesir_d2.engine.model_info import describe_model
-from oesir_d2.modeling.weights import SafeCheckpointer
+from oesir_d2.engine.model_info import WHITENING_PREFIX, describe_model
+from oesir_d2.modeling.registry import get_registered
+from oesir_d2.modeling.weights import TEACHER_PREFIX, SafeCheckpointer
 from oesir_d2.structures import NO_CLASS, ImageEmbeddings
 
 READ_AHEAD = 4
@@ -31,14 +33,40 @@ READ_AHEAD = 4
 def load_model(cfg: CfgNode) -> nn.Module:
     """Build the model of a config, load ``MODEL.WEIGHTS`` and put it into eval mode.
 
+    A checkpoint of a plain detectron2 detector will do: what it lacks may come from the references of the config to
+    the weights of the teacher and to the whitening.
+
     Raises:
-        ValueError: a component that is not registered, or weights that do not fit.
+        ValueError: a component that is not registered, a device that is not there, or weights that do not fit.
         FileNotFoundError: weights that are not there.
     """
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch finds no GPU here; allowed: 'cpu'")
+    # detectron2 itself would raise KeyError for one that is not there.
+    get_registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+    get_registered(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
+    get_registered(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME, "MODEL.ROI_HEADS.NAME")
     model = build_model(cfg)
     if cfg.MODEL.WEIGHTS:
-        SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        checkpointer = SafeCheckpointer(model)
+        checkpointer.load(cfg.MODEL.WEIGHTS)
+        _check_loaded(cfg, checkpointer.incompatible)
     return model.eval()
+
+
+def _check_loaded(cfg: CfgNode, incompatible: Any) -> None:
+    """Refuse a checkpoint that leaves a part of the model random: detectron2 itself only logs that."""
+    # An unfitted whitening refuses to run, so it cannot go unnoticed.
+    elsewhere = (WHITENING_PREFIX,)
+    if cfg.MODEL.OESIR.TEACHER.WEIGHTS:
+        elsewhere += (TEACHER_PREFIX,)
+    wrong = [name for name, _, _ in incompatible.incorrect_shapes]
+    missing = [name for name in incompatible.missing_keys if name not in wrong and not name.startswith(elsewhere)]
+    if missing or wrong:
+        raise ValueError(
+            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} does not fit the model: it lacks {len(missing)} of its tensors and "
+            f"has {len(wrong)} of another shape, {(missing + wrong)[0]!r} the first"
+        )
 
 
 @dataclass(frozen=True)
@@ -66,9 +94,15 @@ class Embedder:
     Attributes:
         model: in eval mode, on cfg.MODEL.DEVICE.
         info: the model's description for an index's manifest.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`load_model`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        # Read when the first convolution runs. oneDNN keeps the code that it generates for each layer and each size of
+        # photo, by default 1024 pieces of about a megabyte; so many do for the sizes that are common in a collection.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
         self.model = load_model(cfg)
         self.info = describe_model(cfg, self.model)
         self._mapper = EmbeddingMapper(cfg)
@@ -129,13 +163,17 @@ class Embedder:
     ) -> EmbeddedImage:
         if boxes is None:
             instances = self.model([mapped])[0]["instances"]
+            original_boxes = instances.pred_boxes.tensor.float().cpu().numpy()
         else:
             given = _given_instances(file, mapped, boxes)
-            instances = self.model.inference([mapped], detected_instances=[given])[0]["instances"][: len(boxes)]
+            # Without the postprocessing, which would drop a box that is thinner than a float32 tells.
+            regions = self.model.inference([mapped], detected_instances=[given], do_postprocess=False)[0]
+            instances = regions[: len(boxes)]
+            original_boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
         embeddings = ImageEmbeddings(
             image_id=file.image_id,
             vectors=instances.embeddings.float().cpu().numpy(),
-            boxes=instances.pred_boxes.tensor.float().cpu().numpy(),
+            boxes=original_boxes,
             scores=instances.scores.float().cpu().numpy(),
             classes=instances.pred_classes.cpu().numpy(),
         )
@@ -157,7 +195,7 @@ def _given_instances(file: ImageFile, mapped: dict[str, Any], boxes: Sequence[Se
     scale = torch.tensor([input_width / width, input_height / height] * 2)
     return Instances(
         (input_height, input_width),
-        pred_boxes=Boxes(torch.tensor(np.asarray(boxes, dtype=np.float32)) * scale),
+        pred_boxes=Boxes(torch.tensor(np.asarray(boxes, dtype=np.float32).reshape(-1, 4)) * scale),
         scores=torch.ones(len(boxes)),
         pred_classes=torch.full((len(boxes),), NO_CLASS),
     )

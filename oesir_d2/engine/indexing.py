@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -67,10 +67,11 @@ def build_index(cfg: CfgNode, files: list[ImageFile], output: Path, strict: bool
         SkippedFiles(output) as skipped_files,
         tqdm(total=len(files), desc="Embedding", unit="photo") as progress,
     ):
-        changed = _changed_files(writer, files, progress)
+        fingerprints: dict[str, FileFingerprint | None] = {}
+        changed = _changed_files(writer, files, fingerprints, progress)
         for file, result in embedder.embed_all(changed):
             try:
-                record = _record(file, result)
+                record = _record(file, result, fingerprints.pop(file.image_id))
             except UnreadableImageError as error:
                 if strict:
                     raise
@@ -95,14 +96,41 @@ def build_index(cfg: CfgNode, files: list[ImageFile], output: Path, strict: bool
     )
 
 
-def _changed_files(writer: IndexWriter, files: list[ImageFile], progress: tqdm) -> Iterator[ImageFile]:
-    """The files that must be embedded; the others move the progress bar on."""
+@dataclass(frozen=True)
+class FileFingerprint:
+    """What tells one state of a file from another."""
+
+    file_size: int
+    modified_ns: int
+    sha256: str
+
+    @classmethod
+    def take(cls, path: Path) -> FileFingerprint | None:
+        """The fingerprint of a regular file; None if it cannot be read."""
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                return None
+            return cls(status.st_size, status.st_mtime_ns, sha256_of_file(path))
+        except (OSError, ValueError):  # ValueError: a null character in the name
+            return None
+
+
+def _changed_files(
+    writer: IndexWriter, files: list[ImageFile], fingerprints: dict[str, FileFingerprint | None], progress: tqdm
+) -> Iterator[ImageFile]:
+    """The files that must be embedded; the others move the progress bar on.
+
+    The fingerprints are taken here, before a file is decoded: should it be replaced in between, they are of the older
+    content, and the next run embeds it again.
+    """
     known = writer.known()
     for file in files:
         record = known.get(file.image_id)
         if record is not None and _is_unchanged(writer, file, record):
             progress.update()
         else:
+            fingerprints[file.image_id] = FileFingerprint.take(file.path)
             yield file
 
 
@@ -120,22 +148,15 @@ def _is_unchanged(writer: IndexWriter, file: ImageFile, record: ImageRecord) -> 
     return True
 
 
-def _record(file: ImageFile, image: EmbeddedImage | UnreadableImageError) -> ImageRecord:
+def _record(
+    file: ImageFile, image: EmbeddedImage | UnreadableImageError, fingerprint: FileFingerprint | None
+) -> ImageRecord:
     if isinstance(image, UnreadableImageError):
         raise image
-    try:
-        status = os.stat(file.path)
-        sha256 = sha256_of_file(file.path)
-    except OSError as error:
-        raise UnreadableImageError(file.path, f"it was readable, but is no longer: {error.strerror}") from error
+    if fingerprint is None:
+        raise UnreadableImageError(file.path, "it changed while it was read")
     return ImageRecord(
-        image_id=file.image_id,
-        path=_locate(file.path),
-        width=image.width,
-        height=image.height,
-        file_size=status.st_size,
-        modified_ns=status.st_mtime_ns,
-        sha256=sha256,
+        image_id=file.image_id, path=_locate(file.path), width=image.width, height=image.height, **asdict(fingerprint)
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from torch import nn
 
@@ -21,7 +21,8 @@ WEIGHT_REFERENCES = (
 )
 """Config keys that say where weights lie. What lies there is known by its hash, so a file may move."""
 
-_WHITENING = "roi_heads.embedding_head.whitening."
+WHITENING_PREFIX = "roi_heads.embedding_head.whitening."
+"""How the names of the whitening's tensors begin in the state dict of an OESIR model."""
 
 
 def describe_model(cfg: CfgNode, model: nn.Module) -> EmbeddingModelInfo:
@@ -32,11 +33,11 @@ def describe_model(cfg: CfgNode, model: nn.Module) -> EmbeddingModelInfo:
         model: an OESIR model.
     """
     state = model.state_dict()
-    whitening = {name: value for name, value in state.items() if name.startswith(_WHITENING)}
+    whitening = {name: value for name, value in state.items() if name.startswith(WHITENING_PREFIX)}
     weights = {name: value for name, value in state.items() if name not in whitening}
     return EmbeddingModelInfo(
         config=_model_config(cfg),
-        references={key: _lookup(cfg, key) for key in WEIGHT_REFERENCES},
+        references={key: _anchor(_lookup(cfg, key)) for key in WEIGHT_REFERENCES},
         weights_sha256=hash_tensors(weights),
         whitening_sha256=hash_tensors(whitening) if whitening else "",
         preprocessing={
@@ -56,13 +57,14 @@ def restore_config(info: EmbeddingModelInfo) -> CfgNode:
     """
     cfg = get_cfg()
     add_oesir_config(cfg)
-    device = cfg.MODEL.DEVICE
     try:
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(info.config)))
-        cfg.merge_from_list([item for pair in info.references.items() for item in pair])
-    except (KeyError, AssertionError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(f"the index's manifest has a config that this version cannot use: {error}") from error
-    cfg.MODEL.DEVICE = device if torch.cuda.is_available() else "cpu"
+        cfg.merge_from_list([item for pair in info.config.items() for item in pair])
+        for key in WEIGHT_REFERENCES:
+            _assign(cfg, key, info.references[key])
+    except (KeyError, AssertionError, TypeError, AttributeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the index's manifest has a config that this version cannot use: {reason}") from error
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     return cfg
 
 
@@ -76,32 +78,50 @@ def hash_tensors(tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _model_config(cfg: CfgNode) -> str:
-    """The sections that decide what an embedding is, as YAML, without what depends on the machine."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = ""
-    for key in WEIGHT_REFERENCES:
-        cfg.merge_from_list([key, ""])
-    sections = {"MODEL": cfg.MODEL, "INPUT": cfg.INPUT, "TEST": {"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE}}
-    return yaml.dump(_to_plain(sections), Dumper=_PlainDumper, sort_keys=True)
+def _model_config(cfg: CfgNode) -> dict[str, Any]:
+    """The keys that decide what an embedding is, without what depends on the machine."""
+    options = cfg.INPUT.OESIR
+    sections = {
+        "MODEL": cfg.MODEL,
+        # What else is there concerns training alone: to change it is no reason to refuse an index.
+        "INPUT": {
+            "FORMAT": cfg.INPUT.FORMAT,
+            "OESIR": {"MAX_LONG_SIDE": options.MAX_LONG_SIDE, "MAX_PIXELS": options.MAX_PIXELS},
+        },
+        "TEST": {"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE},
+    }
+    flat = _flatten(sections)
+    for key in ("MODEL.DEVICE", *WEIGHT_REFERENCES):
+        del flat[key]
+    return flat
 
 
-def _to_plain(value: Any) -> Any:
-    """Dicts and lists only, so that a config that has been through YAML is written as the one that has not."""
-    if isinstance(value, dict):
-        return {key: _to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_plain(item) for item in value]
-    return value
+def _flatten(sections: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one dict by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in sections.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
-class _PlainDumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+def _anchor(reference: str) -> str:
+    """A file's path as an absolute one: the index may be searched from another working directory."""
+    path = Path(reference)
+    return str(path.resolve()) if path.is_file() else reference
 
 
-def _lookup(cfg: CfgNode, key: str) -> str:
+def _assign(cfg: CfgNode, key: str, value: str) -> None:
+    """Set a key to a text as it is; ``merge_from_list`` would take a file that is called 2024 for a number."""
+    if not isinstance(value, str):
+        raise TypeError(f"{key} is {value!r}, expected a text")
+    section, _, name = key.rpartition(".")
+    _lookup(cfg, section)[name] = value
+
+
+def _lookup(cfg: CfgNode, key: str) -> Any:
     node = cfg
     for part in key.split("."):
         node = node[part]

@@ -19,6 +19,7 @@ from oesir_d2.index import (
     SetSearcher,
     build_object_index,
     check_compatible,
+    round_box,
 )
 
 
@@ -35,7 +36,7 @@ class QueryResult:
         return {
             "query": str(self.query.file.path),
             "objects": [
-                {"box": [round(float(v), 2) for v in box], "score": round(float(score), 6), "class": int(class_id)}
+                {"box": round_box(box), "score": round(float(score), 6), "class": int(class_id)}
                 for box, score, class_id in zip(embeddings.boxes, embeddings.scores, embeddings.classes, strict=True)
             ],
             "results": [result.to_dict() for result in self.results],
@@ -57,11 +58,11 @@ class Retriever:
     def __init__(self, index_path: str | Path, opts: Sequence[str] = ()) -> None:
         self.index = EmbeddingIndex.open(index_path)
         self.cfg: CfgNode = restore_config(self.index.manifest.model)
+        self.cfg.INDEX.FACTORY = self.index.manifest.factory
         apply_overrides(self.cfg, opts)
         self.embedder = Embedder(self.cfg)
         check_compatible(self.index.manifest, self.embedder.info)
-        factory = self.index.manifest.factory
-        objects = build_object_index(factory, self.index.dimension, self.index.vector_chunks())
+        objects = build_object_index(self.cfg.INDEX.FACTORY, self.index.dimension, self.index.vector_chunks())
         self._searcher = SetSearcher(self.index, objects)
 
     def search(

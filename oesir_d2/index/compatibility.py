@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 _SHOWN_CHARACTERS = 60
@@ -15,7 +14,7 @@ class EmbeddingModelInfo:
     """Everything that decides what an image's embeddings are.
 
     Attributes:
-        config: the model's configuration, as YAML, without the references to weights.
+        config: the model's configuration by dotted keys, values as JSON has them, without the references to weights.
         references: where the weights lie, by config key. They are not compared: a file may move, its hash tells.
         weights_sha256: SHA-256 of the weights.
         whitening_sha256: SHA-256 of the whitening, "" if there is none.
@@ -24,7 +23,7 @@ class EmbeddingModelInfo:
         dimension: D, the length of an embedding.
     """
 
-    config: str
+    config: dict[str, Any]
     references: dict[str, str]
     weights_sha256: str
     whitening_sha256: str
@@ -48,12 +47,12 @@ def describe_differences(index: EmbeddingModelInfo, model: EmbeddingModelInfo) -
         in_index, in_model = steps_of_index.get(key), steps_of_model.get(key)
         if in_index != in_model:
             differences.append(f"preprocessing {key} (index: {_shorten(in_index)}, model: {_shorten(in_model)})")
-    # Of two long texts, the first line that differs says most.
-    for line_of_index, line_of_model in zip_longest(index.config.splitlines(), model.config.splitlines(), fillvalue=""):
-        if line_of_index != line_of_model:
-            shown = [_shorten(line.strip()) for line in (line_of_index, line_of_model)]
-            differences.append(f"config (index: {shown[0]}, model: {shown[1]})")
-            break
+    # A key that only the model has came with a newer version; its default is what the index was built with.
+    keys_of_index, keys_of_model = (json.loads(json.dumps(info.config)) for info in (index, model))
+    for key, in_index in sorted(keys_of_index.items()):
+        in_model = keys_of_model.get(key)
+        if in_index != in_model:
+            differences.append(f"{key} (index: {_shorten(in_index)}, model: {_shorten(in_model)})")
     return differences
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -132,7 +133,7 @@ class Manifest:
         counts = _field(content, "counts", dict)
         return cls(
             model=EmbeddingModelInfo(
-                config=_field(model, "config", str),
+                config=_field(model, "config", dict),
                 references=_field(model, "references", dict),
                 weights_sha256=_field(model, "weights_sha256", str),
                 whitening_sha256=_field(model, "whitening_sha256", str),
@@ -172,7 +173,7 @@ def _field(content: Any, key: str, expected: type[T]) -> T:
     value = content[key]
     # A bool is an int to Python, and not to us.
     if not isinstance(value, expected) or isinstance(value, bool):
-        raise ValueError(f"{key!r} is {value!r}, expected {expected.__name__}")
+        raise ValueError(f"{key!r} is {reprlib.repr(value)}, expected {expected.__name__}")
     return value
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from ..files import replace_file
+from ..files import naming_errors, replace_file
 
 SKIPPED_FILE = "skipped.jsonl"
 
@@ -85,7 +85,7 @@ class SkippedFiles:
         entry = SkippedFile(path, reason)
         self._entries[path] = entry
         self._added.add(path)
-        with open(self._path, "ab") as stream:
+        with naming_errors(self._path), open(self._path, "ab") as stream:
             stream.write(_to_line(entry))
 
     def resolve(self, path: str) -> None:

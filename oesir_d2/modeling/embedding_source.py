@@ -67,7 +67,12 @@ class TeacherSource(EmbeddingSource):
 
 @EMBEDDING_SOURCE_REGISTRY.register()
 class DetectorSource(EmbeddingSource):
-    """One of the detector's own maps: free, and the paper's baseline."""
+    """One of the detector's own maps: free, and what the supplement's Figures 1 and 2 compare a classifier with.
+
+    Args:
+        feature: name of the map among the backbone's.
+        output_shape: its channels and stride.
+    """
 
     @configurable
     def __init__(self, *, feature: str, output_shape: ShapeSpec) -> None:

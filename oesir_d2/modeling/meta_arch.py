@@ -17,7 +17,7 @@ from detectron2.modeling import (
     build_proposal_generator,
     build_roi_heads,
 )
-from detectron2.structures import Instances
+from detectron2.structures import ImageList, Instances
 
 from oesir_d2.modeling.embedding_source import EMBEDDING_MAP, EmbeddingSource, build_embedding_source
 from oesir_d2.modeling.regions import make_regions
@@ -76,8 +76,12 @@ class OESIR(GeneralizedRCNN):
             do_postprocess: scale boxes to the original image and add ``image_embedding``.
 
         Returns:
-            With ``do_postprocess``, one dict an image as the class describes; else the raw Instances in pixels of
-            the network's input.
+            With ``do_postprocess``, one dict an image as the class describes; boxes that are empty on the original
+            image are left out, as detectron2 does. Else the raw Instances in pixels of the network's input, all of
+            them, the whole image last.
+
+        Raises:
+            ValueError: an input without the proposals that the model needs, or given boxes of an image of another size.
         """
         assert not self.training, "inference needs eval mode"
         images = self.preprocess_image(batched_inputs)
@@ -86,7 +90,7 @@ class OESIR(GeneralizedRCNN):
             proposals = self._propose(batched_inputs, images, features)
             regions, _ = self.roi_heads(images, features, proposals, None)
         else:
-            given = [given_per_image.to(self.device) for given_per_image in detected_instances]
+            given = self._take_given(detected_instances, images.image_sizes)
             regions = self.roi_heads.forward_with_given_boxes(features, given)
 
         image_embeddings = self.roi_heads.embedding_head.embed_images(features[EMBEDDING_MAP], images.image_sizes)
@@ -113,20 +117,38 @@ class OESIR(GeneralizedRCNN):
         return features | {EMBEDDING_MAP: self.embedding_source(raw_images, features)}
 
     def _propose(
-        self, batched_inputs: list[dict[str, Any]], images: Any, features: dict[str, torch.Tensor]
+        self, batched_inputs: list[dict[str, Any]], images: ImageList, features: dict[str, torch.Tensor]
     ) -> list[Instances] | None:
+        """The proposals that the region proposer needs: the RPN's, or those of the inputs."""
         proposer = self.roi_heads.region_proposer
         if not proposer.needs_proposals:
             return None
-        if self.proposal_generator is not None:
+        if self.proposal_generator is not None and not proposer.takes_given_proposals:
             return self.proposal_generator(images, features, None)[0]
         missing = [index for index, x in enumerate(batched_inputs) if "proposals" not in x]
         if missing:
             raise ValueError(
-                f"{type(proposer).__name__} needs 'proposals' in every input or a proposal generator in the model; "
-                f"input {missing[0]} has none"
+                f"{type(proposer).__name__} of this model needs 'proposals' in every input; input {missing[0]} has none"
             )
-        return [x["proposals"].to(self.device) for x in batched_inputs]
+        proposals = [x["proposals"].to(self.device) for x in batched_inputs]
+        _check_image_sizes(proposals, images.image_sizes)
+        return proposals
+
+    def _take_given(self, instances: list[Instances], image_sizes: list[tuple[int, int]]) -> list[Instances]:
+        _check_image_sizes(instances, image_sizes)
+        given = [instances_per_image.to(self.device) for instances_per_image in instances]
+        for given_per_image in given:
+            # A copy: detectron2 scales boxes to the original image in place, and these are the caller's.
+            given_per_image.pred_boxes = given_per_image.pred_boxes.clone()
+        return given
+
+
+def _check_image_sizes(given: list[Instances], image_sizes: list[tuple[int, int]]) -> None:
+    sizes = [tuple(given_per_image.image_size) for given_per_image in given]
+    if sizes != [tuple(size) for size in image_sizes]:
+        raise ValueError(
+            f"given boxes are of images of (height, width) {sizes}, expected the network's inputs: {image_sizes}"
+        )
 
 
 def _whole_image_region(size: tuple[int, int], embedding: torch.Tensor, like: Instances) -> Instances:

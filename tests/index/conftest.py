@@ -42,7 +42,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def model_info() -> EmbeddingModelInfo:
     return EmbeddingModelInfo(
-        config="MODEL:\n  META_ARCHITECTURE: OESIR\n  DEVICE: cpu\n",
+        config={"MODEL.META_ARCHITECTURE": "OESIR", "MODEL.SIZES": (3, 4)},
         references={"MODEL.WEIGHTS": "/weights/model.safetensors"},
         weights_sha256="a" * 64,
         whitening_sha256="b" * 64,

@@ -49,8 +49,8 @@ def assert_refused(path, model_info, snapshot, match):
             r"another model: preprocessing input_format \(index: 'RGB', model: None\)$",
         ),
         (
-            {"config": "MODEL:\n  META_ARCHITECTURE: OESIR\n  DEVICE: cuda\n"},
-            r"another model: config \(index: 'DEVICE: cpu', model: 'DEVICE: cuda'\)$",
+            {"config": {"MODEL.META_ARCHITECTURE": "RCNN", "MODEL.SIZES": (3, 4), "MODEL.NEW": 1}},
+            r"another model: MODEL.META_ARCHITECTURE \(index: 'OESIR', model: 'RCNN'\)$",
         ),
         ({"weights_sha256": "", "whitening_sha256": "d" * 64}, r"weights .*; whitening .*"),
     ],

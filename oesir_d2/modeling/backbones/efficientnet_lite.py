@@ -29,14 +29,19 @@ class EfficientNetLiteTrunk(nn.Module):
     conv5 (32). ``conv4_k`` is the k-th block of stride 16; ``conv5_1`` is the last block of the first width of
     stride 32, ``conv5_2`` the last block, ``conv5_3`` the head convolution (1280 channels).
 
-    Input: (N, 3, H, W) float, RGB, (x - 127) / 128, H and W multiples of 32: the packaged layers pad asymmetrically,
-    as TensorFlow does for even sizes.
+    Input: (N, 3, H, W) float, RGB, (x - 127) / 128, H and W multiples of 32. Each convolution pads as TensorFlow did at
+    the size that the network was trained on, whatever the input's size: 224 pixels (lite0) or 260 (lite2).
 
     Args:
         variant: "lite0" or "lite2".
         weights: a reference for :func:`resolve_weights`; empty for random weights.
         dilate_last_stage: run the last stage at stride 16 with dilated convolutions: the same weights, twice the
-            resolution (as DeepLab does it: Chen et al., TPAMI 2018).
+            resolution (as DeepLab does it: Chen et al., TPAMI 2018). Its cells of even row and column are those of
+            the map of stride 32.
+
+    Raises:
+        ValueError: an unknown variant, or weights that are not of this variant.
+        FileNotFoundError: weights that are not there.
     """
 
     def __init__(self, variant: str = "lite0", weights: str = "", dilate_last_stage: bool = False) -> None:
@@ -92,9 +97,9 @@ class EfficientNetLiteTrunk(nn.Module):
             kernel = conv.kernel_size[0]
             if _stride(block) == 2:
                 conv.stride = (1, 1)
-                # Even positions see what the strided convolution saw: TensorFlow pads one less before than after.
-                before = (kernel - 2) // 2
-                conv.static_padding = nn.ZeroPad2d((before, kernel - 1 - before) * 2)
+                # With the same padding before it, even positions see what the strided convolution saw.
+                left, _, top, _ = conv.static_padding.padding
+                conv.static_padding = nn.ZeroPad2d((left, kernel - 1 - left, top, kernel - 1 - top))
             else:
                 conv.dilation = (2, 2)
                 conv.static_padding = nn.ZeroPad2d(kernel - 1)
