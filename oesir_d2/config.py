@@ -27,12 +27,14 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.OESIR.REGIONS.PROPOSER = "DetectorRegions"
     # Append the whole image as one more region, so that an image without any object is findable (ours).
     cfg.MODEL.OESIR.REGIONS.WHOLE_IMAGE = True
-    # At most this many regions an image, best score first, the whole image not counted; > 0 (ours).
+    # At most this many regions an image, best score first, the whole image not counted; > 0 (ours). GivenRegions takes
+    # all that it is given; TEST.DETECTIONS_PER_IMAGE limits what DetectorRegions has to choose from.
     cfg.MODEL.OESIR.REGIONS.MAX_REGIONS = 50
-    # DetectorRegions: keep boxes of at least this score, in [0, 1] (ours).
+    # DetectorRegions: keep boxes of at least this score, in [0, 1]; of those over ROI_HEADS.SCORE_THRESH_TEST (ours).
     cfg.MODEL.OESIR.REGIONS.SCORE_THRESH = 0.1
     # DetectorRegions: keep these classes only; an empty list keeps all. The supplement keeps
-    # landmark-related classes for landmark retrieval and all of them for spliced-image retrieval.
+    # landmark-related classes for landmark retrieval and all of them for spliced-image retrieval. Each an index in
+    # [0, MODEL.ROI_HEADS.NUM_CLASSES).
     cfg.MODEL.OESIR.REGIONS.CLASSES = []
     # GridRegions: levels of the R-MAC grid (Tolias et al., ICLR 2016); level l has l squares along the
     # shorter side. Each level > 0 (ours).
@@ -136,7 +138,7 @@ def _add_training_config(cfg: CN) -> None:
     cfg.MODEL.OESIR.STUDENT.BOTTLENECK_WIDTHS = []
     # How S3 joins the detector's maps: "sum" or "concat" (ours).
     cfg.MODEL.OESIR.STUDENT.FUSION = "sum"
-    # Normalisation of the student's convolutions: "BN", "SyncBN", "GN" or "FrozenBN" (ours).
+    # Normalisation of the student's convolutions: "BN", "SyncBN", "GN", "FrozenBN" or "" for none (ours).
     cfg.MODEL.OESIR.STUDENT.NORM = "BN"
 
     # ---- Distillation: the student's training ----
@@ -154,8 +156,8 @@ def _add_training_config(cfg: CN) -> None:
     cfg.MODEL.OESIR.DISTILLATION.REGION_SIDES = [0.2, 1.0]
 
     # ---- Training: photos, input and optimizer ----
-    # Which photo folders or lists (see data.list_images) are data sets: pairs of a name for DATASETS.TRAIN and a path.
     cfg.DATASETS.OESIR = CN()
+    # Which photo folders or lists (see data.list_images) are data sets: pairs of a name for DATASETS.TRAIN and a path.
     cfg.DATASETS.OESIR.PHOTOS = []
     # Which COCO-format annotations are data sets: triples of a name, the JSON file and the folder of its photos.
     cfg.DATASETS.OESIR.COCO = []

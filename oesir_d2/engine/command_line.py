@@ -10,12 +10,14 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from oesir_d2.engine.config_loading import is_override_key
 
@@ -129,8 +131,11 @@ def prepare_output(path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, "expected a folder, this is a file", str(path.parent)) from error
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(errno.EACCES, "files in this folder cannot be written", str(path.parent))
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return path
 
 
@@ -151,7 +156,8 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
     warnings.filterwarnings("ignore", module=r"(detectron2|torch|fvcore|iopath)(\.|$)")
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        main()
+        with logging_redirect_tqdm():  # else a message would stand in the line of a progress bar
+            main()
         sys.stdout.flush()
         code, message = 0, ""
     except _Terminated:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def restore_config(info: EmbeddingModelInfo) -> CfgNode:
     cfg = get_cfg()
     add_oesir_config(cfg)
     try:
-        cfg.merge_from_list([item for pair in info.config.items() for item in pair])
+        for key, value in info.config.items():
+            # A text is evaluated as a literal.
+            cfg.merge_from_list([key, repr(value) if isinstance(value, str) else value])
         for key in WEIGHT_REFERENCES:
             _assign(cfg, key, info.references[key])
     except (KeyError, AssertionError, TypeError, AttributeError, ValueError) as error:
@@ -91,9 +94,9 @@ def _model_config(cfg: CfgNode) -> dict[str, Any]:
         "TEST": {"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE},
     }
     flat = _flatten(sections)
-    for key in ("MODEL.DEVICE", *WEIGHT_REFERENCES):
-        del flat[key]
-    return flat
+    # How a student was trained shows in its weights.
+    left_out = {"MODEL.DEVICE", *WEIGHT_REFERENCES}
+    return {k: v for k, v in flat.items() if k not in left_out and not k.startswith("MODEL.OESIR.DISTILLATION.")}
 
 
 def _flatten(sections: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -103,7 +106,7 @@ def _flatten(sections: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[prefix + key] = json.loads(json.dumps(value))  # tuples become lists, as in the manifest
     return flat
 
 

@@ -24,7 +24,7 @@ class NonFiniteLossError(FloatingPointError, ValueError):
 
 
 class StopOnNonFiniteLoss(HookBase):
-    """Stops the training at the first loss that is NaN or infinite, before any weight has changed, and names the batch.
+    """Stops the training at the first loss that is NaN or infinite, before a weight changes, and names the batch.
 
     detectron2's own check knows neither the batch nor, with several processes, whose loss it was.
     """

@@ -22,6 +22,7 @@ from oesir_d2.modeling.registry import get_registered
 from oesir_d2.modeling.student_layers import MapJoin, make_layers, plan_strides
 
 SIZE_DIVISIBILITY = 32
+NORMS = ("BN", "SyncBN", "GN", "FrozenBN", "")
 
 STUDENT_REGISTRY = Registry("STUDENT")
 STUDENT_REGISTRY.__doc__ = """
@@ -32,7 +33,11 @@ detector backbone's ``output_shape()`` and output_shape the channels and stride 
 
 
 class Student(nn.Module):
-    """Gives a map of the teacher's channels. A subclass sets ``output_shape`` (channels and stride)."""
+    """Gives a map of the teacher's channels. A subclass sets ``output_shape`` (channels and stride).
+
+    Like the last blocks of the teachers, students end in a ReLU. Of a teacher's layer without one (EfficientNet-Lite's
+    blocks before conv5_3) they learn the positive values, which are all that GeM sees.
+    """
 
     output_shape: ShapeSpec
 
@@ -57,7 +62,7 @@ class StudentS1(Student):
         output_shape: channels and stride of the map; stride 8, 16 or 32.
         widths: output channels of the first four layers; the fifth has the map's.
         bottleneck_widths: channels of the 3x3 convolution of each of the five layers.
-        norm: normalisation, a name that detectron2's ``get_norm`` knows.
+        norm: normalisation after each convolution, one of ``NORMS``.
         pixel_mean, pixel_std: three values each, for 0 to 255, in the order of the images' channels.
     """
 
@@ -201,9 +206,11 @@ def _build_common_arguments(cfg: CfgNode, output_shape: ShapeSpec, num_layers: i
     """What every student takes from the config; empty lists leave a class's own widths.
 
     Raises:
-        ValueError: as many widths as the student has no layers.
+        ValueError: an unknown normalisation, or a wrong number of widths.
     """
     options = cfg.MODEL.OESIR.STUDENT
+    if options.NORM not in NORMS:
+        raise ValueError(f"MODEL.OESIR.STUDENT.NORM {options.NORM!r} unknown; allowed: {list(NORMS)}")
     arguments: dict[str, Any] = {"output_shape": output_shape, "norm": options.NORM}
     for key, name, count in (
         ("WIDTHS", "widths", num_layers - 1),

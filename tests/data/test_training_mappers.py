@@ -120,9 +120,9 @@ def test_photo_is_turned_upright_before_its_boxes_are_used(tmp_path: Path) -> No
     exif[ExifTags.Base.Orientation] = 6
     dataset_dict = save_annotated(tmp_path / "photo.jpg", np.zeros((120, 80, 3), np.uint8), exif=exif)
     dataset_dict |= {"height": 80, "width": 120}
-    mapper = DetectionMapper(load_config("lite0/detector.yaml"))
+    mapper = DetectionMapper(load_config("lite0/detector.yaml", ["INPUT.MIN_SIZE_TRAIN", "(160,)"]))
 
-    assert mapper(dataset_dict)["instances"].image_size == (320, 480)
+    assert mapper(dataset_dict)["instances"].image_size == (160, 240)
     with pytest.raises(SizeMismatchError):
         mapper(dataset_dict | {"height": 120, "width": 80})
 

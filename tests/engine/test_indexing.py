@@ -236,7 +236,7 @@ def test_index_of_another_model_is_refused_by_name_and_left_as_it_is(
     before = {path: path.read_bytes() for path in (tmp_path / "index").rglob("*") if path.is_file()}
     monkeypatch.setattr(indexing, "Embedder", Embedder)
     for key, value, words in (
-        ("MODEL.OESIR.EMBEDDING.POOLER", "MACPooler", "config .*GeMPooler.*MACPooler"),
+        ("MODEL.OESIR.EMBEDDING.POOLER", "MACPooler", r"POOLER \(index: 'GeMPooler', model: 'MACPooler'\)"),
         ("MODEL.OESIR.TEACHER.LAYER", "conv4_3", r"dimension \(index: 112, model: 80\)"),
         ("INPUT.OESIR.MAX_LONG_SIDE", "512", "max_long_side"),
     ):

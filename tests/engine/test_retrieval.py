@@ -153,8 +153,8 @@ def test_other_whitening_is_refused_by_name(whitened: tuple[Path, Path], tmp_pat
 @pytest.mark.parametrize(
     ("opts", "words"),
     [
-        (["MODEL.OESIR.REGIONS.GRID_LEVELS", "[1, 2, 3]"], "config"),
-        (["MODEL.OESIR.EMBEDDING.POOLER", "SPoCPooler"], r"config \(index: 'POOLER: GeMPooler', model: 'POOLER: SPoC"),
+        (["MODEL.OESIR.REGIONS.GRID_LEVELS", "[1, 2, 3]"], r"GRID_LEVELS \(index: \[1, 2\], model: \[1, 2, 3\]\)"),
+        (["MODEL.OESIR.EMBEDDING.POOLER", "SPoCPooler"], r"POOLER \(index: 'GeMPooler', model: 'SPoCPooler'\)"),
         (["MODEL.OESIR.TEACHER.LAYER", "conv4_3"], r"dimension \(index: 112, model: 80\)"),
         (["INPUT.OESIR.MAX_LONG_SIDE", "500"], r"preprocessing max_long_side \(index: 1024, model: 500\)"),
         (["MODEL.NOBODY", "1"], "'MODEL.NOBODY' does not exist"),

@@ -73,7 +73,7 @@ def zoo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module,
         detector.roi_heads.box_predictor.cls_score.weight *= 20
     path = tmp_path_factory.mktemp("zoo") / "model_final_280758.pkl"
     arrays = {name: value.numpy() for name, value in detector.state_dict().items()}
-    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}, protocol=2))
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
     return detector, path
 
 

@@ -61,7 +61,7 @@ def get_arrays(network: nn.Module) -> dict[str, np.ndarray]:
 
 
 def write_pickle(path: Path, content: object) -> str:
-    path.write_bytes(pickle.dumps(content, protocol=2))
+    path.write_bytes(pickle.dumps(content))
     return str(path)
 
 

@@ -168,6 +168,7 @@ def test_the_students_shape_is_the_teachers_unless_a_stride_is_given(
         (["IN_FEATURES", "['p2', 'p3', 'p4', 'res5']"], "StudentS3 needs 4 of the backbone's maps"),
         (["IN_FEATURES", "['p2']"], "StudentS3 needs 4 of the backbone's maps"),
         (["STRIDE", "64"], r"STRIDE 64; allowed: \[4, 8, 16, 32\]"),
+        (["NORM", "XN"], r"NORM 'XN' unknown; allowed: \['BN', 'SyncBN', 'GN', 'FrozenBN', ''\]"),
         (["FUSION", "product"], r"FUSION 'product' unknown; allowed: \['sum', 'concat'\]"),
     ],
 )
