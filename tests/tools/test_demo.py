@@ -1,8 +1,7 @@
-"""tools/demo.py on a folder of one's own photos: the whole job, a second run, and photos that no splice can be made of."""
+"""tools/demo.py on a folder of photos: the whole job, a second run, and photos that no splice can be made of."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -91,5 +90,6 @@ def test_without_photos_it_takes_the_gallery(run_tool: RunTool, tmp_path: Path) 
     finished = run_tool("demo", "--output", tmp_path, "INDEX.SEGMENT_IMAGES", "0")
 
     assert finished.code == 2
-    assert len(list((tmp_path / "gallery").iterdir())) >= 15
-    assert json.dumps(finished.messages[0]).count("indexing 19 photos") == 1
+    count = len(list((tmp_path / "gallery").iterdir()))
+    assert count >= 15
+    assert finished.messages[0] == f"1/4 indexing {count} photos of {tmp_path / 'gallery'}"
