@@ -6,9 +6,10 @@ Importing the package registers its models with detectron2 and exports :func:`ad
 import os
 import warnings
 
-# OpenMP reads it when torch is loaded, so nothing later would do. Its threads wait for each other some hundred times a
-# photo, by default spinning: where another program uses a processor too, that makes all work several times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# libgomp reads it when torch is loaded, so nothing later would do. Its threads wait for each other some hundred times a
+# photo, by default spinning for milliseconds, which makes all work several times slower where another program uses a
+# processor too. This many turns are some microseconds, and on an idle machine as fast.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 with warnings.catch_warnings():
     # detectron2 uses names that torch and setuptools have deprecated; users of this package can do nothing about it.

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -197,9 +198,9 @@ def _fill_border(pixels: np.ndarray, corners: tuple[int, int, int, int], line_wi
 @functools.lru_cache(maxsize=32)
 def get_font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans Bold of this height in pixels; it ships with matplotlib and has most alphabets."""
-    import matplotlib  # slow, and most searches draw nothing
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf", size)
+    # Only its files are wanted: importing it is slow, and warns where it has no folder to write to.
+    package = Path(find_spec("matplotlib").origin).parent
+    return ImageFont.truetype(package / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf", size)
 
 
 def _draw_label(

@@ -167,7 +167,7 @@ def test_an_index_that_may_not_be_written(run_tool: RunTool, copied: tuple[Path,
     ("words", "named"),
     [
         (["INPUT.OESIR.MAX_LONG_SIDE", "512"], "preprocessing max_long_side (index: 1024, model: 512)"),
-        (["MODEL.OESIR.EMBEDDING.GEM_P", "4"], "config (index: 'GEM_P: 3.0', model: 'GEM_P: 4.0')"),
+        (["MODEL.OESIR.EMBEDDING.GEM_P", "4"], "MODEL.OESIR.EMBEDDING.GEM_P (index: 3.0, model: 4.0)"),
         (
             ["MODEL.OESIR.EMBEDDING.WHITENING", "", "MODEL.OESIR.EMBEDDING.WHITENING_DIM", "0"],
             "dimension (index: 512, model: 1280)",

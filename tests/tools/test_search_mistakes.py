@@ -106,9 +106,8 @@ def test_the_index_of_another_model_is_refused_by_name(
     manifest["model"]["weights_sha256"] = "0" * 64
     (other / "manifest.json").write_text(json.dumps(manifest))
     assert "built with another model: weights (index: 000000000000…, model: " in search(other)
-    assert "built with another model: GEM_P" in search(index, "MODEL.OESIR.EMBEDDING.GEM_P", "2.5").replace(
-        "MODEL.OESIR.EMBEDDING.", ""
-    )
+    named = "built with another model: MODEL.OESIR.EMBEDDING.GEM_P (index: 3.0, model: 2.5)"
+    assert named in search(index, "MODEL.OESIR.EMBEDDING.GEM_P", "2.5")
     # The weights are not where they were.
     manifest["model"]["references"]["MODEL.OESIR.EMBEDDING.WHITENING"] = "/gone/whitening.safetensors"
     (other / "manifest.json").write_text(json.dumps(manifest))

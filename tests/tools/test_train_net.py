@@ -25,6 +25,10 @@ DETECTOR = ["--config-file", "lite0/detector"]
 RunTool = Callable[..., Any]
 
 
+# The photos' folder as the working directory of a run has it.
+COLLECTION = Path("collection")
+
+
 def name_photos(folder: Path) -> list[str]:
     return ["DATASETS.OESIR.PHOTOS", str([["photos", str(folder)]])]
 
@@ -118,13 +122,16 @@ def test_photos_that_cannot_be_read_are_counted(photos: Path, run_tool: RunTool,
         ([*DISTILLATION, "SOLVER.MAX_ITERS", "2"], "config key 'SOLVER.MAX_ITERS' does not exist"),
         (DISTILLATION, "DATASETS.TRAIN names 'photos', which is no data set"),
         ([*DISTILLATION, *name_photos(Path("nowhere"))], "DATASETS.OESIR.PHOTOS: 'nowhere' of 'photos' does not exist"),
-        ([*DISTILLATION, *name_photos(REPOSITORY), "MODEL.DEVICE", "cuda", "--num-gpus", "99"], "torch finds"),
-        ([*DISTILLATION, *name_photos(REPOSITORY), "--eval-only"], "DATASETS.TEST is empty"),
+        ([*DISTILLATION, *name_photos(COLLECTION), "MODEL.DEVICE", "cuda", "--num-gpus", "99"], "torch finds"),
+        ([*DISTILLATION, *name_photos(COLLECTION), "--eval-only"], "DATASETS.TEST is empty"),
         ([*DISTILLATION, *name_photos(REPOSITORY / "configs")], "has no image"),
-        ([*DISTILLATION, *name_photos(REPOSITORY), "MODEL.WEIGHTS", "nowhere.pth"], "'nowhere.pth' not found"),
+        ([*DISTILLATION, *name_photos(COLLECTION), "MODEL.WEIGHTS", "nowhere.pth"], "'nowhere.pth' not found"),
     ],
 )
-def test_mistakes_end_with_one_line(arguments: list[str], message: str, run_tool: RunTool, tmp_path: Path) -> None:
+def test_mistakes_end_with_one_line(
+    arguments: list[str], message: str, run_tool: RunTool, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / COLLECTION).symlink_to(photos)
     assert message in run_tool("train_net", *arguments, cwd=tmp_path).error
 
 
