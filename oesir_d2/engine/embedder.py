@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_model
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    build_model,
+)
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
@@ -40,18 +46,29 @@ def load_model(cfg: CfgNode) -> nn.Module:
         ValueError: a component that is not registered, a device that is not there, or weights that do not fit.
         FileNotFoundError: weights that are not there.
     """
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch finds no GPU here; allowed: 'cpu'")
+    _check_device(cfg.MODEL.DEVICE)
     # detectron2 itself would raise KeyError for one that is not there.
     get_registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     get_registered(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
     get_registered(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME, "MODEL.ROI_HEADS.NAME")
+    # PrecomputedProposals stands for none, and is in no registry.
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
+        name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+        get_registered(PROPOSAL_GENERATOR_REGISTRY, name, "MODEL.PROPOSAL_GENERATOR.NAME")
     model = build_model(cfg)
     if cfg.MODEL.WEIGHTS:
         checkpointer = SafeCheckpointer(model)
         checkpointer.load(cfg.MODEL.WEIGHTS)
         _check_loaded(cfg, checkpointer.incompatible)
     return model.eval()
+
+
+def _check_device(device: str) -> None:
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise ValueError(f"MODEL.DEVICE is {device!r}; allowed: 'cpu', 'cuda' and 'cuda:N'")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"MODEL.DEVICE is {device!r}, but torch finds no GPU here; allowed: 'cpu'")
 
 
 def _check_loaded(cfg: CfgNode, incompatible: Any) -> None:

@@ -144,3 +144,16 @@ def test_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="MODEL.DEVICE is 'cuda', but torch finds no GPU here; allowed: 'cpu'"):
         load_model(load_config("oesir_lite0.yaml", ["MODEL.DEVICE", "cuda"]))
+
+
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        (["MODEL.DEVICE", "foo"], "MODEL.DEVICE is 'foo'; allowed: 'cpu', 'cuda' and 'cuda:N'"),
+        (["MODEL.DEVICE", "meta"], "MODEL.DEVICE is 'meta'; allowed"),
+        (["MODEL.PROPOSAL_GENERATOR.NAME", "Foo"], r"MODEL.PROPOSAL_GENERATOR.NAME 'Foo' unknown; allowed: .*'RPN'"),
+    ],
+)
+def test_names_that_do_not_exist_are_refused(opts: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        load_model(load_config("oesir_lite0.yaml", opts))
