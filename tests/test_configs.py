@@ -45,6 +45,8 @@ def load_offline(name: str) -> CfgNode:
     for key in WEIGHT_KEYS:
         if keys[key].startswith(DOWNLOADED) or not keys[key].partition("://")[1]:
             cfg.merge_from_list([key, ""])
+    if not keys["MODEL.OESIR.EMBEDDING.WHITENING"]:
+        cfg.merge_from_list(["MODEL.OESIR.EMBEDDING.WHITENING_DIM", 0])
     return cfg
 
 
@@ -71,8 +73,8 @@ def test_every_config_builds_a_model_that_detects_and_embeds(name: str, make_pho
 
 
 def test_the_defaults_of_the_issue_are_there() -> None:
-    assert {"oesir_R50.yaml", "oesir_lite0.yaml", "Base-OESIR-RCNN-FPN.yaml"} <= set(CONFIGS)
-    lite0 = load_config("oesir_lite0.yaml")
+    assert {"oesir_R50.yaml", "oesir_lite0_grid.yaml", "Base-OESIR-RCNN-FPN.yaml"} <= set(CONFIGS)
+    lite0 = load_config("oesir_lite0_grid.yaml")
     references = [list_keys(lite0)[key] for key in (*WEIGHT_KEYS, "MODEL.OESIR.EMBEDDING.WHITENING")]
     assert not any(reference.startswith(DOWNLOADED) for reference in references), "it needs packages of PyPI only"
 

@@ -29,7 +29,7 @@ from oesir_d2.data.images import ImageFile, UnreadableImageError
 from oesir_d2.data.mappers import EmbeddingMapper
 from oesir_d2.engine.model_info import WHITENING_PREFIX, describe_model
 from oesir_d2.modeling.registry import get_registered
-from oesir_d2.modeling.weights import TEACHER_PREFIX, SafeCheckpointer
+from oesir_d2.modeling.weights import TEACHER_PREFIX, TRUNK_PREFIX, SafeCheckpointer
 from oesir_d2.structures import NO_CLASS, ImageEmbeddings
 
 READ_AHEAD = 4
@@ -40,7 +40,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
     """Build the model of a config, load ``MODEL.WEIGHTS`` and put it into eval mode.
 
     A checkpoint of a plain detectron2 detector will do: what it lacks may come from the references of the config to
-    the weights of the teacher and to the whitening.
+    the weights of the teacher, of an EfficientNet-Lite trunk and to the whitening.
 
     Raises:
         ValueError: a component that is not registered, a device that is not there, or weights that do not fit.
@@ -77,6 +77,8 @@ def _check_loaded(cfg: CfgNode, incompatible: Any) -> None:
     elsewhere = (WHITENING_PREFIX,)
     if cfg.MODEL.OESIR.TEACHER.WEIGHTS:
         elsewhere += (TEACHER_PREFIX,)
+    if cfg.MODEL.OESIR.EFFICIENTNET.WEIGHTS:
+        elsewhere += (TRUNK_PREFIX,)
     wrong = [name for name, _, _ in incompatible.incorrect_shapes]
     missing = [name for name in incompatible.missing_keys if name not in wrong and not name.startswith(elsewhere)]
     if missing or wrong:

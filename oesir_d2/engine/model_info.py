@@ -94,9 +94,10 @@ def _model_config(cfg: CfgNode) -> dict[str, Any]:
         "TEST": {"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE},
     }
     flat = _flatten(sections)
-    # How a student was trained shows in its weights.
+    # How a student, a projection or a teacher was trained shows in its weights.
+    training = ("MODEL.OESIR.DISTILLATION.", "MODEL.OESIR.CONTRASTIVE.", "MODEL.OESIR.LANDMARKS.")
     left_out = {"MODEL.DEVICE", *WEIGHT_REFERENCES}
-    return {k: v for k, v in flat.items() if k not in left_out and not k.startswith("MODEL.OESIR.DISTILLATION.")}
+    return {k: v for k, v in flat.items() if k not in left_out and not k.startswith(training)}
 
 
 def _flatten(sections: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -112,8 +113,9 @@ def _flatten(sections: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _anchor(reference: str) -> str:
     """A file's path as an absolute one: the index may be searched from another working directory."""
-    path = Path(reference)
-    return str(path.resolve()) if path.is_file() else reference
+    name, separator, digest = reference.partition("#sha256=")
+    path = Path(name)
+    return f"{path.resolve()}{separator}{digest}" if path.is_file() else reference
 
 
 def _assign(cfg: CfgNode, key: str, value: str) -> None:

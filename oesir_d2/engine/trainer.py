@@ -21,10 +21,11 @@ from torch import nn
 
 from oesir_d2.data.mappers import EmbeddingMapper
 from oesir_d2.engine.checkpointing import TrainingCheckpointer
-from oesir_d2.engine.training_data import build_train_loader
-from oesir_d2.engine.training_hooks import CountSkippedImages, StopOnNonFiniteLoss
+from oesir_d2.engine.training_data import build_train_loader, fit_to_training_set, load_training_set
+from oesir_d2.engine.training_hooks import CountSkippedImages, StopOnNonFiniteLoss, WriteProjection
 from oesir_d2.index.skipped import SKIPPED_FILE
-from oesir_d2.modeling import OESIRDistillation
+from oesir_d2.modeling import OESIRContrastive, OESIRDistillation
+from oesir_d2.modeling.weights import TRUNK_PREFIX
 
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class OESIRTrainer(DefaultTrainer):
-    """Trains what the config's meta-architecture trains: a detector, or a student.
+    """Trains what the config's meta-architecture trains: a detector, a student, or a teacher on landmarks.
 
     Unlike a DefaultTrainer it writes checkpoints that a crash cannot break and loads them without unpickling code,
     skips and counts photos that cannot be read, stops at a loss that is no number, and runs on the CPU, too, with
@@ -52,7 +53,9 @@ class OESIRTrainer(DefaultTrainer):
         is_on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
         if cfg.SOLVER.AMP.ENABLED and not is_on_gpu:
             raise ValueError(f"SOLVER.AMP.ENABLED needs a GPU; MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, allowed: 'cuda'")
-        data_loader = self.build_train_loader(cfg)
+        dataset_dicts = load_training_set(cfg)
+        cfg = fit_to_training_set(cfg, dataset_dicts)
+        data_loader = self.build_train_loader(cfg, dataset_dicts)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         if not is_on_gpu:
@@ -72,36 +75,69 @@ class OESIRTrainer(DefaultTrainer):
 
         Raises:
             FileNotFoundError: the weights are not there.
-            ValueError: the weights cannot be read, or leave a frozen detector without its own.
+            ValueError: the weights cannot be read, do not fit the run that is to go on, or leave a frozen detector
+                without its own.
         """
         resume = resume and self.checkpointer.has_checkpoint()
         if not resume and comm.is_main_process():
             (Path(self.cfg.OUTPUT_DIR) / SKIPPED_FILE).unlink(missing_ok=True)
         super().resume_or_load(resume)
-        if not resume and isinstance(self.checkpointer.model, OESIRDistillation):
-            self._check_detector()
+        if resume:
+            self._check_resumed()
+        elif isinstance(self.checkpointer.model, OESIRDistillation):
+            self._check_start("backbone.")
+        elif isinstance(self.checkpointer.model, OESIRContrastive):
+            self._check_start("backbone.", "embedding_source.student.")
+            self._check_whitening()
 
-    def _check_detector(self) -> None:
+    def _check_resumed(self) -> None:
+        """A run must not go on with a part of its model anew, such as the classes of other data."""
+        for name, in_checkpoint, in_model in self.checkpointer.incompatible.incorrect_shapes:
+            raise ValueError(
+                f"the last checkpoint of OUTPUT_DIR {self.cfg.OUTPUT_DIR!r} is of another config or other data: "
+                f"{name!r} has shape {in_checkpoint}, now expected {in_model}; resume with what the run began with"
+            )
+
+    def _check_start(self, *prefixes: str) -> None:
         """A student must not learn on features that nobody trained because a checkpoint is of another network."""
+        names = [name for name, _ in self.checkpointer.model.named_parameters() if name.startswith(prefixes)]
         if not self.cfg.MODEL.WEIGHTS:
-            logger.warning("MODEL.WEIGHTS is empty: the student learns on the features of an untrained detector")
+            if names:
+                logger.warning("MODEL.WEIGHTS is empty: what is not trained here stays as it was built, %s", names[0])
             return
         # This trunk has its weights already when the checkpoint comes, and a checkpoint may leave it out.
-        has_own = ("backbone.bottom_up.trunk.",) if self.cfg.MODEL.OESIR.EFFICIENTNET.WEIGHTS else ()
+        has_own = (TRUNK_PREFIX,) if self.cfg.MODEL.OESIR.EFFICIENTNET.WEIGHTS else ()
         missing = [
             name
             for name in self.checkpointer.incompatible.missing_keys  # those of another shape are among them
             # The zoo's older checkpoints do not count batches, and nothing here does.
-            if name.startswith("backbone.") and not name.startswith(has_own) and not name.endswith("_batches_tracked")
+            if name.startswith(prefixes) and not name.startswith(has_own) and not name.endswith("_batches_tracked")
         ]
         if missing:
+            part = "detector" if missing[0].startswith("backbone.") else "student"
             raise ValueError(
-                f"MODEL.WEIGHTS {self.cfg.MODEL.WEIGHTS!r} do not fit the detector: {len(missing)} tensors of its "
-                f"backbone are missing or of another shape, {missing[0]!r} the first"
+                f"MODEL.WEIGHTS {self.cfg.MODEL.WEIGHTS!r} do not fit the {part}: {len(missing)} tensors of its "
+                f"{missing[0].split('.')[0]} are missing or of another shape, {missing[0]!r} the first"
+            )
+
+    def _check_whitening(self) -> None:
+        """What the contrastive stage trains must have a start."""
+        whitening = self.checkpointer.model.roi_heads.embedding_head.whitening
+        if whitening is not None and not whitening.fitted:
+            raise ValueError(
+                "the contrastive stage starts from a whitening; set MODEL.OESIR.EMBEDDING.WHITENING to a file of "
+                "tools/fit_whitening.py, or MODEL.WEIGHTS to a checkpoint with one"
             )
 
     def build_hooks(self) -> list[HookBase | None]:
-        return [StopOnNonFiniteLoss(), CountSkippedImages(Path(self.cfg.OUTPUT_DIR)), *super().build_hooks()]
+        folder = Path(self.cfg.OUTPUT_DIR)
+        hooks = [StopOnNonFiniteLoss(), CountSkippedImages(folder), *super().build_hooks()]
+        model = self.checkpointer.model
+        if isinstance(model, OESIRContrastive) and model.roi_heads.embedding_head.whitening is not None:
+            source = f"contrastive stage on {', '.join(self.cfg.DATASETS.TRAIN)}"
+            batch_size = self.cfg.SOLVER.IMS_PER_BATCH
+            hooks.append(WriteProjection(model.roi_heads.embedding_head.whitening, folder, source, batch_size))
+        return hooks
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -113,7 +149,8 @@ class OESIRTrainer(DefaultTrainer):
         if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
             raise ValueError(
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} unknown; allowed here: "
-                "'OESIR' (trains the detector), 'OESIRDistillation' (trains the student)"
+                "'OESIR' (trains the detector), 'OESIRDistillation' (trains the student), 'OESIRContrastive' (trains "
+                "student and projection on pairs), 'LandmarkClassifier' (trains the teacher on landmarks)"
             )
         model = build_model(cfg)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -146,8 +183,10 @@ class OESIRTrainer(DefaultTrainer):
         return maybe_add_gradient_clipping(cfg, OPTIMIZERS[name])(parameters, lr=cfg.SOLVER.BASE_LR)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
-        return build_train_loader(cfg)
+    def build_train_loader(
+        cls, cfg: CfgNode, dataset_dicts: list[dict[str, Any]] | None = None
+    ) -> Iterable[list[dict[str, Any]]]:
+        return build_train_loader(cfg, dataset_dicts)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:

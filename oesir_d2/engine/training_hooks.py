@@ -1,4 +1,4 @@
-"""Hooks of a training run: stop where the loss is no number, count the photos that were skipped."""
+"""Hooks of a training run: stop where the loss is no number, count the skipped photos, write what was learned."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from torch import nn
 
 from oesir_d2.index.skipped import read_skipped
+from oesir_d2.layers import PCAWhitening, save_whitening
 
 logger = logging.getLogger(__name__)
 
@@ -67,3 +69,31 @@ class CountSkippedImages(HookBase):
         count = len(read_skipped(self._folder))
         if count:
             logger.warning("%d photo(s) could not be read and were skipped; %s says why", count, self._folder)
+
+
+PROJECTION_FILE = "whitening.safetensors"
+"""Where a run that learns a projection writes it, in its output folder."""
+
+
+class WriteProjection(HookBase):
+    """Writes a learned projection at the end, in the form of a whitening: for ``MODEL.OESIR.EMBEDDING.WHITENING``.
+
+    Args:
+        whitening: the model's, as it is trained.
+        folder: the run's output folder; an earlier file is replaced.
+        source: what it was trained on.
+        batch_size: objects an iteration.
+    """
+
+    def __init__(self, whitening: PCAWhitening, folder: Path, source: str, batch_size: int) -> None:
+        self._whitening = whitening
+        self._path = folder / PROJECTION_FILE
+        self._source = source
+        self._batch_size = batch_size
+
+    def after_train(self) -> None:
+        # A run that failed comes here, too; its checkpoints hold what there is.
+        if comm.is_main_process() and self.trainer.iter >= self.trainer.max_iter:
+            metadata = {"source": self._source, "count": self.trainer.iter * self._batch_size}
+            save_whitening(self._path, self._whitening, metadata)
+            logger.info("Wrote the learned projection to %s", self._path)

@@ -72,4 +72,5 @@ def fit_whitening(
     update_moments()
     if counts["photos"] == 0:
         raise ValueError(f"none of the {len(files)} photos could be read: there is nothing to fit a whitening on")
-    return PCAWhitening(channels, dimension).fit_from_moments(moments, shrinkage), counts
+    blocks = embedder.model.embedding_source.blocks
+    return PCAWhitening(channels, dimension).fit_from_moments(moments, shrinkage, blocks), counts

@@ -5,7 +5,7 @@ Shape shorthand: N images, C channels, H x W cells of a feature map, R_i regions
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -66,28 +66,8 @@ class RegionPooler(nn.Module):
         Raises:
             ValueError: if the arguments do not belong together.
         """
-        num_images, channels, height, width = feature_map.shape
-        if not spatial_scale > 0:
-            raise ValueError(f"spatial scale is {spatial_scale}, expected a positive number, 1 / stride")
-        if image_sizes is None:
-            image_sizes = [(height / spatial_scale, width / spatial_scale)] * num_images
-        if not len(boxes) == len(image_sizes) == num_images:
-            raise ValueError(
-                f"{len(boxes)} box lists and {len(image_sizes)} image sizes for {num_images} feature maps, "
-                "expected one for each"
-            )
-        feature_map = at_least_float32(feature_map)
-        vectors = [feature_map.new_zeros((0, channels))]
-        for index, (boxes_per_image, image_size) in enumerate(zip(boxes, image_sizes, strict=True)):
-            if boxes_per_image.ndim != 2 or boxes_per_image.shape[1] != 4:
-                raise ValueError(f"boxes of image {index} have shape {tuple(boxes_per_image.shape)}, expected (R, 4)")
-            # Without its padded cells the map ends where the image does, and RoIAlign repeats its outermost cells.
-            rows = count_valid_cells(image_size[0] * spatial_scale, height)
-            columns = count_valid_cells(image_size[1] * spatial_scale, width)
-            map_per_image = feature_map[index : index + 1, :, :rows, :columns]
-            # A map may end before the image where a network drops the last pixels; RoIAlign reads zeros out there.
-            covered = (min(image_size[0], rows / spatial_scale), min(image_size[1], columns / spatial_scale))
-            boxes_per_image = _clip_boxes(boxes_per_image.to(feature_map), covered)
+        vectors = [at_least_float32(feature_map).new_zeros((0, feature_map.shape[1]))]
+        for map_per_image, boxes_per_image in iterate_boxes(feature_map, boxes, spatial_scale, image_sizes):
             vectors.append(self._pool_boxes(map_per_image, boxes_per_image, spatial_scale))
         return torch.cat(vectors)
 
@@ -112,6 +92,42 @@ class RegionPooler(nn.Module):
 
     def extra_repr(self) -> str:
         return f"resolution={self.resolution}, sampling_ratio={self.sampling_ratio}"
+
+
+def iterate_boxes(
+    feature_map: Tensor,
+    boxes: Sequence[Tensor],
+    spatial_scale: float,
+    image_sizes: Sequence[tuple[float, float]] | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each image's map without padding, and its boxes clipped to the image; arguments as :meth:`RegionPooler.forward`.
+
+    Yields:
+        (1, C, rows, columns) of at least float32, and (R_i, 4) of the same dtype, XYXY in pixels of the network's input.
+
+    Raises:
+        ValueError: if the arguments do not belong together.
+    """
+    num_images, _, height, width = feature_map.shape
+    if not spatial_scale > 0:
+        raise ValueError(f"spatial scale is {spatial_scale}, expected a positive number, 1 / stride")
+    if image_sizes is None:
+        image_sizes = [(height / spatial_scale, width / spatial_scale)] * num_images
+    if not len(boxes) == len(image_sizes) == num_images:
+        raise ValueError(
+            f"{len(boxes)} box lists and {len(image_sizes)} image sizes for {num_images} feature maps, "
+            "expected one for each"
+        )
+    feature_map = at_least_float32(feature_map)
+    for index, (boxes_per_image, image_size) in enumerate(zip(boxes, image_sizes, strict=True)):
+        if boxes_per_image.ndim != 2 or boxes_per_image.shape[1] != 4:
+            raise ValueError(f"boxes of image {index} have shape {tuple(boxes_per_image.shape)}, expected (R, 4)")
+        # Without its padded cells the map ends where the image does, and RoIAlign repeats its outermost cells.
+        rows = count_valid_cells(image_size[0] * spatial_scale, height)
+        columns = count_valid_cells(image_size[1] * spatial_scale, width)
+        # A map may end before the image where a network drops the last pixels; RoIAlign reads zeros out there.
+        covered = (min(image_size[0], rows / spatial_scale), min(image_size[1], columns / spatial_scale))
+        yield feature_map[index : index + 1, :, :rows, :columns], _clip_boxes(boxes_per_image.to(feature_map), covered)
 
 
 def _clip_boxes(boxes: Tensor, size: tuple[float, float]) -> Tensor:

@@ -9,7 +9,7 @@ retrieval (Jégou and Chum, ECCV 2012), vectors are L2-normalised before and aft
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -109,6 +109,18 @@ class PCAWhitening(nn.Module):
             normalized = l2_normalize(at_least_float32(vectors))
             return (normalized - self.mean.to(normalized)) @ self.projection.to(normalized).T
 
+    def thaw(self) -> Self:
+        """Make a learned projection of the whitening, in place: mean and projection become parameters.
+
+        Their names in the state dict stay, so that whatever reads a whitening reads what was learned, too.
+        """
+        for name in ("mean", "projection"):
+            value = getattr(self, name)
+            if not isinstance(value, nn.Parameter):
+                delattr(self, name)
+                self.register_parameter(name, nn.Parameter(value))
+        return self
+
     def fit(self, vectors: Tensor, shrinkage: float = 0.0) -> Self:
         """Fit the whitening, in place, to vectors that are held in memory.
 
@@ -127,7 +139,9 @@ class PCAWhitening(nn.Module):
             moments.update(chunk)
         return self.fit_from_moments(moments, shrinkage)
 
-    def fit_from_moments(self, moments: CovarianceAccumulator, shrinkage: float = 0.0) -> Self:
+    def fit_from_moments(
+        self, moments: CovarianceAccumulator, shrinkage: float = 0.0, blocks: Sequence[int] | None = None
+    ) -> Self:
         """Fit the whitening, in place, to vectors whose moments were gathered batch by batch.
 
         Row k of the projection is u_k / sqrt(lambda_k + shrinkage * mean lambda), where u_k is the eigenvector of the
@@ -137,6 +151,9 @@ class PCAWhitening(nn.Module):
             moments: moments of more than D_out vectors of D_in dimensions.
             shrinkage: >= 0; damps components of little variance, which are mostly noise when vectors are few. 0 is
                 plain PCA whitening.
+            blocks: how many of the D_in dimensions each map brought, where vectors were pooled from several. Each
+                block is whitened on its own, to at most D_out components, and a PCA without whitening brings them
+                together: whitened at once, what one map knows would drown in the little that it adds to the other.
 
         Returns:
             The module itself.
@@ -155,22 +172,43 @@ class PCAWhitening(nn.Module):
             )
         if not 0 <= shrinkage < float("inf"):
             raise ValueError(f"shrinkage is {shrinkage}, expected a finite number >= 0")
-        eigenvalues, eigenvectors = torch.linalg.eigh(moments.covariance())  # ascending, in columns
-        rounding_noise = moments.dimension * torch.finfo(torch.float64).eps  # of moments of unit vectors
-        rank = int((eigenvalues > rounding_noise).sum())
-        if rank == 0:
-            raise ValueError(f"the {moments.count} vectors to fit are all the same once L2-normalised")
-        if rank < self.output_dim and shrinkage == 0:
-            raise ValueError(
-                f"the {moments.count} vectors vary in {rank} directions only, too few to whiten to {self.output_dim} "
-                f"dimensions; use at most {rank} dimensions, or more diverse images, or a shrinkage > 0"
-            )
-        components = _with_fixed_signs(eigenvectors.T.flip(0)[: self.output_dim])
-        variances = eigenvalues.clamp(min=0).flip(0)[: self.output_dim] + shrinkage * eigenvalues.mean()
+        covariance = moments.covariance()
+        if blocks is None or len(blocks) == 1:
+            projection = self._whiten_covariance(covariance, self.output_dim, moments.count, shrinkage)
+        else:
+            parts = [
+                self._whiten_covariance(
+                    covariance[start : start + size, start : start + size],
+                    min(size, self.output_dim),
+                    moments.count,
+                    shrinkage,
+                )
+                for start, size in zip(_starts(blocks, self.input_dim), blocks, strict=True)
+            ]
+            whitened = torch.block_diag(*parts)
+            _, eigenvectors = torch.linalg.eigh(whitened @ covariance @ whitened.T)
+            projection = _with_fixed_signs(eigenvectors.T.flip(0)[: self.output_dim] @ whitened)
         self.mean.copy_(moments.mean())
-        self.projection.copy_(components / variances.sqrt()[:, None])
+        self.projection.copy_(projection)
         self.fitted.fill_(True)
         return self
+
+    @staticmethod
+    def _whiten_covariance(covariance: Tensor, dimension: int, count: int, shrinkage: float) -> Tensor:
+        """The whitening (dimension, D) that a covariance (D, D) of unit vectors asks for."""
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariance)  # ascending, in columns
+        rounding_noise = len(covariance) * torch.finfo(torch.float64).eps  # of moments of unit vectors
+        rank = int((eigenvalues > rounding_noise).sum())
+        if rank == 0:
+            raise ValueError(f"the {count} vectors to fit are all the same once L2-normalised")
+        if rank < dimension and shrinkage == 0:
+            raise ValueError(
+                f"the {count} vectors vary in {rank} directions only, too few to whiten to {dimension} "
+                f"dimensions; use at most {rank} dimensions, or more diverse images, or a shrinkage > 0"
+            )
+        components = _with_fixed_signs(eigenvectors.T.flip(0)[:dimension])
+        variances = eigenvalues.clamp(min=0).flip(0)[:dimension] + shrinkage * eigenvalues.mean()
+        return components / variances.sqrt()[:, None]
 
     def extra_repr(self) -> str:
         return f"input_dim={self.input_dim}, output_dim={self.output_dim}, fitted={bool(self.fitted)}"
@@ -180,6 +218,11 @@ def _with_fixed_signs(components: Tensor) -> Tensor:
     """Flip rows so that each one's entry of largest magnitude is positive: eigenvectors come with an arbitrary sign."""
     largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
     return components * torch.sign(largest)
+
+
+def _starts(blocks: Sequence[int], dimension: int) -> list[int]:
+    assert sum(blocks) == dimension, f"blocks {list(blocks)} of {dimension} dimensions"
+    return [sum(blocks[:index]) for index in range(len(blocks))]
 
 
 def save_whitening(path: str | Path, whitening: PCAWhitening, metadata: Mapping[str, Any]) -> None:
@@ -204,7 +247,7 @@ def save_whitening(path: str | Path, whitening: PCAWhitening, metadata: Mapping[
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent} to write the whitening {path.name} to")
     description = {**metadata, "input_dim": whitening.input_dim, "output_dim": whitening.output_dim}
-    tensors = {name: getattr(whitening, name).float().cpu().contiguous() for name in ("mean", "projection")}
+    tensors = {name: getattr(whitening, name).detach().float().cpu().contiguous() for name in ("mean", "projection")}
     replace_file(path, save(tensors, {"format": FILE_FORMAT, "metadata": json.dumps(description, sort_keys=True)}))
 
 

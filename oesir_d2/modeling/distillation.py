@@ -62,8 +62,8 @@ class OESIRDistillation(OESIR):
         self.teacher_scale = teacher_scale
         self.requires_grad_(False)
         self.embedding_source.requires_grad_(True)
-        self.register_state_dict_post_hook(_drop_teacher)
-        self.register_load_state_dict_post_hook(_expect_no_teacher)
+        self.register_state_dict_post_hook(drop_teacher)
+        self.register_load_state_dict_post_hook(expect_no_teacher)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -119,15 +119,8 @@ class OESIRDistillation(OESIR):
         with torch.no_grad():
             features = self.backbone(images.tensor)
         raw_images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
-        teacher_map = self.teacher([self._enlarge(image) for image in raw_images])
+        teacher_map = self.teacher([enlarge(image, self.teacher_scale) for image in raw_images])
         return self.embedding_source(raw_images, features), teacher_map, images.image_sizes
-
-    def _enlarge(self, image: torch.Tensor) -> torch.Tensor:
-        """The photo (3, H, W) as the teacher sees it."""
-        if self.teacher_scale == 1:
-            return image
-        size = [round(side * self.teacher_scale) for side in image.shape[1:]]
-        return F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True)[0]
 
     @torch.no_grad()
     def _log_agreement(self, student_map: torch.Tensor, teacher_map: torch.Tensor) -> None:
@@ -136,11 +129,21 @@ class OESIRDistillation(OESIR):
         get_event_storage().put_scalar("distillation/image_cosine", F.cosine_similarity(student, teacher).mean().item())
 
 
-def _drop_teacher(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+def enlarge(image: torch.Tensor, scale: float) -> torch.Tensor:
+    """A photo (3, H, W) as the teacher sees it, by ``MODEL.OESIR.DISTILLATION.TEACHER_SCALE``."""
+    if scale == 1:
+        return image
+    size = [round(side * scale) for side in image.shape[1:]]
+    return F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def drop_teacher(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    """A hook of state dicts that leaves out a teacher that is only there to learn from."""
     for name in [name for name in state_dict if name.startswith(prefix + TEACHER_PREFIX)]:
         del state_dict[name]
 
 
-def _expect_no_teacher(module: nn.Module, incompatible_keys: Any) -> None:
+def expect_no_teacher(module: nn.Module, incompatible_keys: Any) -> None:
+    """A hook of loading that does not miss such a teacher."""
     missing = incompatible_keys.missing_keys
     missing[:] = [name for name in missing if not name.startswith(TEACHER_PREFIX)]

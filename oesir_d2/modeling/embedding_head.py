@@ -14,7 +14,7 @@ from detectron2.utils.registry import Registry
 from torch import nn
 
 from oesir_d2 import layers
-from oesir_d2.layers import PCAWhitening, Pooler, RegionPooler, l2_normalize, load_whitening
+from oesir_d2.layers import AreaRegionPooler, PCAWhitening, Pooler, RegionPooler, l2_normalize, load_whitening
 from oesir_d2.modeling.registry import get_registered
 from oesir_d2.modeling.weights import resolve_weights
 
@@ -48,10 +48,9 @@ class EmbeddingHead(nn.Module):
     """Pool, L2-normalise, whiten.
 
     Args:
-        pooler: turns the cells of a region or of the whole map into a vector.
+        pooler: turns the cells of the whole map into a vector.
+        region_pooler: turns regions of the map into vectors, a :class:`RegionPooler` or an :class:`AreaRegionPooler`.
         input_shape: channels and stride of the embedding map.
-        roi_resolution: RoIAlign bins along each side of a region.
-        roi_sampling_ratio: RoIAlign samples along each side of a bin.
         whitening: applied to pooled vectors; ``None`` leaves them L2-normalised as they are.
     """
 
@@ -60,27 +59,24 @@ class EmbeddingHead(nn.Module):
         self,
         *,
         pooler: Pooler,
+        region_pooler: RegionPooler | AreaRegionPooler,
         input_shape: ShapeSpec,
-        roi_resolution: int = 7,
-        roi_sampling_ratio: int = 2,
         whitening: PCAWhitening | None = None,
     ) -> None:
         super().__init__()
         assert input_shape.stride, "the embedding map's stride is needed to find its regions"
         self.pooler = pooler
-        self.region_pooler = RegionPooler(pooler, roi_resolution, roi_sampling_ratio)
+        self.region_pooler = region_pooler
         self.whitening = whitening
         self.stride = input_shape.stride
         self.dimension = input_shape.channels if whitening is None else whitening.output_dim
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        options = cfg.MODEL.OESIR.EMBEDDING
         return {
-            "pooler": get_registered(POOLER_REGISTRY, options.POOLER, "MODEL.OESIR.EMBEDDING.POOLER")(cfg),
+            "pooler": build_pooler(cfg),
+            "region_pooler": build_region_pooler(cfg),
             "input_shape": input_shape,
-            "roi_resolution": options.ROI_RESOLUTION,
-            "roi_sampling_ratio": options.ROI_SAMPLING_RATIO,
             "whitening": build_whitening(cfg, input_shape.channels),
         }
 
@@ -116,6 +112,27 @@ class EmbeddingHead(nn.Module):
 
     def _whiten(self, vectors: torch.Tensor) -> torch.Tensor:
         return vectors if self.whitening is None else self.whitening(vectors)
+
+
+def build_pooler(cfg: CfgNode) -> Pooler:
+    """Build the pooler that ``MODEL.OESIR.EMBEDDING.POOLER`` names."""
+    return get_registered(POOLER_REGISTRY, cfg.MODEL.OESIR.EMBEDDING.POOLER, "MODEL.OESIR.EMBEDDING.POOLER")(cfg)
+
+
+def build_region_pooler(cfg: CfgNode) -> RegionPooler | AreaRegionPooler:
+    """Build the pooler of regions that ``MODEL.OESIR.EMBEDDING`` describes.
+
+    Raises:
+        ValueError: an unknown way to pool regions, or one that the pooler does not go with.
+    """
+    options = cfg.MODEL.OESIR.EMBEDDING
+    if options.REGION_POOLING == "roi_align":
+        return RegionPooler(build_pooler(cfg), options.ROI_RESOLUTION, options.ROI_SAMPLING_RATIO)
+    if options.REGION_POOLING == "area":
+        return AreaRegionPooler(build_pooler(cfg))
+    raise ValueError(
+        f"MODEL.OESIR.EMBEDDING.REGION_POOLING is {options.REGION_POOLING!r}; allowed: 'roi_align' and 'area'"
+    )
 
 
 def build_whitening(cfg: CfgNode, channels: int) -> PCAWhitening | None:

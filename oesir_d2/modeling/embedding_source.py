@@ -5,9 +5,11 @@ Shape shorthand: N images, C channels, S stride.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
@@ -33,6 +35,11 @@ class EmbeddingSource(nn.Module):
     """
 
     output_shape: ShapeSpec
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """How many of the channels each map brings, of a source that joins several; a whitening tells them apart."""
+        return (self.output_shape.channels,)
 
     def forward(self, images: list[torch.Tensor], features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Compute the map of a batch.
@@ -67,31 +74,50 @@ class TeacherSource(EmbeddingSource):
 
 @EMBEDDING_SOURCE_REGISTRY.register()
 class DetectorSource(EmbeddingSource):
-    """One of the detector's own maps: free, and what the supplement's Figures 1 and 2 compare a classifier with.
+    """The detector's own maps: free, and what the supplement's Figures 1 and 2 compare a classifier with.
+
+    Several maps are joined along their channels; the coarser are enlarged to the stride of the finest.
 
     Args:
-        feature: name of the map among the backbone's.
-        output_shape: its channels and stride.
+        features: names of the maps among the backbone's.
+        input_shape: of the backbone's maps, by name.
+
+    Raises:
+        ValueError: no map, or one that the backbone does not have.
     """
 
     @configurable
-    def __init__(self, *, feature: str, output_shape: ShapeSpec) -> None:
+    def __init__(self, *, features: Sequence[str], input_shape: dict[str, ShapeSpec]) -> None:
         super().__init__()
-        self.feature = feature
-        self.output_shape = output_shape
+        unknown = [name for name in features if name not in input_shape]
+        if unknown or not features:
+            raise ValueError(
+                f"MODEL.OESIR.EMBEDDING.DETECTOR_FEATURES is {list(features)}; "
+                f"allowed: one or more of the backbone's maps {sorted(input_shape)}"
+            )
+        self.features = tuple(features)
+        shapes = [input_shape[name] for name in features]
+        self._blocks = tuple(shape.channels for shape in shapes)
+        self.output_shape = ShapeSpec(
+            channels=sum(shape.channels for shape in shapes), stride=min(shape.stride for shape in shapes)
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        feature = cfg.MODEL.OESIR.EMBEDDING.DETECTOR_FEATURE
-        if feature not in input_shape:
-            raise ValueError(
-                f"MODEL.OESIR.EMBEDDING.DETECTOR_FEATURE {feature!r} is no map of the backbone; "
-                f"allowed: {sorted(input_shape)}"
-            )
-        return {"feature": feature, "output_shape": input_shape[feature]}
+        return {"features": cfg.MODEL.OESIR.EMBEDDING.DETECTOR_FEATURES, "input_shape": input_shape}
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return self._blocks
 
     def forward(self, images: list[torch.Tensor], features: dict[str, torch.Tensor]) -> torch.Tensor:
-        return features[self.feature]
+        maps = [features[name] for name in self.features]
+        size = max(tuple(feature_map.shape[-2:]) for feature_map in maps)
+        enlarged = [
+            feature_map if feature_map.shape[-2:] == size else F.interpolate(feature_map, size=size, mode="nearest")
+            for feature_map in maps
+        ]
+        return torch.cat(enlarged, dim=1)
 
 
 def build_embedding_source(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> EmbeddingSource:

@@ -17,8 +17,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from oesir_d2.layers import Pooler, RegionPooler, count_valid_cells
-from oesir_d2.modeling.embedding_head import POOLER_REGISTRY
+from oesir_d2.layers import AreaRegionPooler, RegionPooler, count_valid_cells
+from oesir_d2.modeling.embedding_head import build_region_pooler
 from oesir_d2.modeling.registry import get_registered
 
 DISTILLATION_LOSS_REGISTRY = Registry("DISTILLATION_LOSS")
@@ -104,11 +104,10 @@ class RegionCosineLoss(DistillationLoss):
     The regions come from torch's global generator.
 
     Args:
-        pooler: the embedding head's.
+        region_pooler: as the embedding head's.
         student_stride, teacher_stride: in pixels of the student's photo.
         num_regions: random regions an image; > 0.
         region_sides: smallest and largest side of a region, as shares of the photo's; sides are log-uniform.
-        roi_resolution, roi_sampling_ratio: of RoIAlign, as in the embedding head.
 
     Raises:
         ValueError: if the number of regions or their sides are out of range.
@@ -120,13 +119,11 @@ class RegionCosineLoss(DistillationLoss):
     def __init__(
         self,
         *,
-        pooler: Pooler,
+        region_pooler: RegionPooler | AreaRegionPooler,
         student_stride: float,
         teacher_stride: float,
         num_regions: int = 8,
         region_sides: tuple[float, float] = (0.2, 1.0),
-        roi_resolution: int = 7,
-        roi_sampling_ratio: int = 2,
     ) -> None:
         super().__init__()
         if num_regions < 1:
@@ -136,22 +133,20 @@ class RegionCosineLoss(DistillationLoss):
             raise ValueError(
                 f"MODEL.OESIR.DISTILLATION.REGION_SIDES is {list(region_sides)}; allowed: 0 < min <= max <= 1"
             )
-        self.region_pooler = RegionPooler(pooler, roi_resolution, roi_sampling_ratio)
+        self.region_pooler = region_pooler
         self.student_stride, self.teacher_stride = student_stride, teacher_stride
         self.num_regions = num_regions
         self.region_sides = (smallest, largest)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, student_shape: ShapeSpec, teacher_shape: ShapeSpec) -> dict[str, Any]:
-        embedding, options = cfg.MODEL.OESIR.EMBEDDING, cfg.MODEL.OESIR.DISTILLATION
+        options = cfg.MODEL.OESIR.DISTILLATION
         return {
-            "pooler": get_registered(POOLER_REGISTRY, embedding.POOLER, "MODEL.OESIR.EMBEDDING.POOLER")(cfg),
+            "region_pooler": build_region_pooler(cfg),
             "student_stride": student_shape.stride,
             "teacher_stride": teacher_shape.stride,
             "num_regions": options.NUM_REGIONS,
             "region_sides": tuple(options.REGION_SIDES),
-            "roi_resolution": embedding.ROI_RESOLUTION,
-            "roi_sampling_ratio": embedding.ROI_SAMPLING_RATIO,
         }
 
     def forward(

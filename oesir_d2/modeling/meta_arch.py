@@ -85,15 +85,10 @@ class OESIR(GeneralizedRCNN):
         """
         assert not self.training, "inference needs eval mode"
         images = self.preprocess_image(batched_inputs)
-        features = self.compute_features(batched_inputs, images.tensor)
-        if detected_instances is None:
-            proposals = self._propose(batched_inputs, images, features)
-            regions, _ = self.roi_heads(images, features, proposals, None)
-        else:
+        given = None
+        if detected_instances is not None:
             given = self._take_given(detected_instances, images.image_sizes)
-            regions = self.roi_heads.forward_with_given_boxes(features, given)
-
-        image_embeddings = self.roi_heads.embedding_head.embed_images(features[EMBEDDING_MAP], images.image_sizes)
+        regions, image_embeddings = self._embed(batched_inputs, images, given)
         if self.whole_image:
             regions = [
                 Instances.cat([regions_per_image, _whole_image_region(size, embedding, regions_per_image)])
@@ -107,6 +102,39 @@ class OESIR(GeneralizedRCNN):
         for output, embedding in zip(outputs, image_embeddings, strict=True):
             output["image_embedding"] = embedding
         return outputs
+
+    def detect(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Choose the regions and leave it at that: what :meth:`inference` costs beyond this is the price of embedding.
+
+        Args:
+            batched_inputs: as for :meth:`inference`.
+
+        Returns:
+            One dict an image with its ``instances``: those of :meth:`inference` without embeddings and without the
+            whole image.
+        """
+        assert not self.training, "inference needs eval mode"
+        images = self.preprocess_image(batched_inputs)
+        regions = self._choose_regions(batched_inputs, images, self.backbone(images.tensor))
+        return GeneralizedRCNN._postprocess(regions, batched_inputs, images.image_sizes)
+
+    def _embed(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList, given: list[Instances] | None
+    ) -> tuple[list[Instances], torch.Tensor]:
+        """Embed the regions, chosen or given, and the whole images: Instances with ``embeddings``, and (N, D)."""
+        features = self.compute_features(batched_inputs, images.tensor)
+        if given is None:
+            proposals = self._propose(batched_inputs, images, features)
+            regions, _ = self.roi_heads(images, features, proposals, None)
+        else:
+            regions = self.roi_heads.forward_with_given_boxes(features, given)
+        return regions, self.roi_heads.embedding_head.embed_images(features[EMBEDDING_MAP], images.image_sizes)
+
+    def _choose_regions(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList, features: dict[str, torch.Tensor]
+    ) -> list[Instances]:
+        proposals = self._propose(batched_inputs, images, features)
+        return self.roi_heads.choose_regions(images, features, proposals)
 
     def compute_features(
         self, batched_inputs: list[dict[str, Any]], normalised_images: torch.Tensor

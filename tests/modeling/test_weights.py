@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -282,3 +283,12 @@ def test_torchvision_weights_come_from_torch_s_cache(tmp_path: Path) -> None:
     cached.parent.mkdir(parents=True)
     torch.save({"fc.weight": torch.zeros(1)}, cached)
     assert resolve_weights("torchvision://resnet50") == cached
+
+
+def test_a_reference_may_demand_a_hash(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    path = write_weights(tmp_path / "weights.safetensors", tensors)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert resolve_weights(f"{path}#sha256={digest}") == path
+    assert resolve_weights(f"{path}#sha256={digest.upper()}") == path
+    with pytest.raises(ValueError, match=rf"{path.name} has the sha256 {digest}, expected 00ff: it is damaged"):
+        resolve_weights(f"{path}#sha256=00ff")

@@ -143,7 +143,7 @@ def test_checkpoint_of_another_detector_is_refused(
 def test_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="MODEL.DEVICE is 'cuda', but torch finds no GPU here; allowed: 'cpu'"):
-        load_model(load_config("oesir_lite0.yaml", ["MODEL.DEVICE", "cuda"]))
+        load_model(load_config("oesir_lite0_grid.yaml", ["MODEL.DEVICE", "cuda"]))
 
 
 @pytest.mark.parametrize(
@@ -156,4 +156,4 @@ def test_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_names_that_do_not_exist_are_refused(opts: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        load_model(load_config("oesir_lite0.yaml", opts))
+        load_model(load_config("oesir_lite0_grid.yaml", opts))

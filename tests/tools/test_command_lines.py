@@ -53,7 +53,7 @@ def test_a_fresh_process_says_nothing_but_its_result(photos: Path, index: Path, 
 @pytest.mark.parametrize(
     ("tool", "words"),
     [
-        ("build_index", ("examples:", "KEY VALUE", "(default: oesir_lite0.yaml)", "seconds", "skipped.jsonl")),
+        ("build_index", ("examples:", "KEY VALUE", "(default: oesir_lite0_grid.yaml)", "seconds", "skipped.jsonl")),
         ("search", ("examples:", "KEY VALUE", "pixels", "EXIF", "RETRIEVAL.TOP_K", "max", "sum_max")),
         ("fit_whitening", ("examples:", "KEY VALUE", "(default: 10000)", "(default: 0.0)", ".safetensors")),
         ("evaluate_splices", ("examples:", "KEY VALUE", "percent", "(default: 100)", "(default: 20)")),
