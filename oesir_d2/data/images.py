@@ -104,7 +104,7 @@ def read_image(
     path = Path(path)
     _check_regular_file(path)
     try:
-        with quiet_pillow, open(path, "rb") as file, Image.open(file, formats=_get_formats()) as image:
+        with quiet_pillow, open(path, "rb") as file, Image.open(file, formats=get_readable_formats()) as image:
             if image.width * image.height > max_pixels:
                 size = f"{image.width} x {image.height} pixels"
                 raise UnreadableImageError(path, f"decompression bomb: {size} are more than the {max_pixels} allowed")
@@ -163,11 +163,13 @@ def list_images(source: str | Path) -> list[ImageFile]:
 @lru_cache(maxsize=1)
 def get_image_extensions() -> frozenset[str]:
     """The file name extensions of the formats that are read, in lower case with their dot."""
-    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in _get_formats())
+    return frozenset(
+        extension for extension, name in Image.registered_extensions().items() if name in get_readable_formats()
+    )
 
 
 @lru_cache(maxsize=1)
-def _get_formats() -> tuple[str, ...]:
+def get_readable_formats() -> tuple[str, ...]:
     """Those of the readable formats that this build of Pillow has."""
     Image.init()
     return tuple(name for name in READABLE_FORMATS if name in Image.OPEN)

@@ -203,5 +203,6 @@ class OESIRTrainer(DefaultTrainer):
             raise ValueError(f"DATASETS.TEST {dataset_name!r} cannot be evaluated; allowed: COCO-format data sets")
         if cfg.MODEL.OESIR.REGIONS.WHOLE_IMAGE:
             raise ValueError("average precision counts detections only; set MODEL.OESIR.REGIONS.WHOLE_IMAGE to False")
-        # The compiled implementation is not in every installation of detectron2.
-        return COCOEvaluator(dataset_name, output_dir=cfg.OUTPUT_DIR, use_fast_impl=False)
+        # The compiled implementation is not in every installation of detectron2. A cached conversion of the annotations
+        # would outlive a change of the keys that decide on classes.
+        return COCOEvaluator(dataset_name, output_dir=cfg.OUTPUT_DIR, use_fast_impl=False, allow_cached_coco=False)

@@ -178,7 +178,7 @@ def _load_training_set(cfg: CfgNode) -> list[dict[str, Any]]:
     except AssertionError as error:  # what detectron2 raises for data sets that are empty or do not fit together
         raise ValueError(f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} cannot be used: {error}") from error
     if cfg.INPUT.OESIR.TRAINING_MAPPER == "DetectionMapper":
-        _check_annotations(dataset_dicts, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        _check_annotations(dataset_dicts, cfg.DATASETS.TRAIN[0], cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         _check_same_classes(cfg.DATASETS.TRAIN)
     if cfg.INPUT.OESIR.TRAINING_MAPPER == LandmarkMapper.__name__:
         _check_landmarks(dataset_dicts, cfg.DATASETS.TRAIN)
@@ -187,7 +187,7 @@ def _load_training_set(cfg: CfgNode) -> list[dict[str, Any]]:
     return dataset_dicts
 
 
-def _check_annotations(dataset_dicts: list[dict[str, Any]], num_classes: int) -> None:
+def _check_annotations(dataset_dicts: list[dict[str, Any]], name: str, num_classes: int) -> None:
     for item in dataset_dicts:
         if "annotations" not in item:
             raise ValueError(
@@ -196,8 +196,10 @@ def _check_annotations(dataset_dicts: list[dict[str, Any]], num_classes: int) ->
             )
     largest = max((a["category_id"] for item in dataset_dicts for a in item["annotations"]), default=0)
     if largest >= num_classes:
+        # Not every class of a set need have an object.
+        count = max(largest + 1, len(MetadataCatalog.get(name).get("thing_classes", ())))
         raise ValueError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but DATASETS.TRAIN has {largest + 1} classes; set it to "
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but DATASETS.TRAIN has {count} classes; set it to "
             "that, or DATASETS.OESIR.CLASS_AGNOSTIC True and 1 class"
         )
 

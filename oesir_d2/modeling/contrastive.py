@@ -230,7 +230,7 @@ class OESIRContrastive(OESIR):
         anchors = references[: len(vectors)][is_anchor]
         is_positive, is_negative = is_positive[is_anchor], is_negative[is_anchor]
         if has_event_storage() and len(anchors):
-            _log_agreement(anchors, references, is_positive, is_negative)
+            _log_agreement(anchors, references, is_positive, is_negative, len(vectors))
         return self.loss(anchors, references, is_positive, is_negative)
 
     def _distil(
@@ -290,12 +290,23 @@ def _normalize_projection(projection: torch.Tensor) -> None:
 
 @torch.no_grad()
 def _log_agreement(
-    anchors: torch.Tensor, references: torch.Tensor, is_positive: torch.Tensor, is_negative: torch.Tensor
+    anchors: torch.Tensor,
+    references: torch.Tensor,
+    is_positive: torch.Tensor,
+    is_negative: torch.Tensor,
+    num_regions: int,
 ) -> None:
-    """Log how often a view's nearest region is the other view of its object, and the mean cosine of the two."""
+    """Log how often a view's nearest region is the other view of its object, and the mean cosine of the two.
+
+    The mean cosine of the batch's negatives tells a student that learns from one that leaves the memory behind: it must
+    not rise.
+    """
     cosines = anchors.float() @ references.float().T
     nearest_other = cosines.masked_fill(~is_negative, -1).amax(dim=1)
     nearest_own = cosines.masked_fill(~is_positive, -1).amax(dim=1)
     storage = get_event_storage()
     storage.put_scalar("contrastive/recall@1", (nearest_own > nearest_other).float().mean().item())
     storage.put_scalar("contrastive/positive_cosine", cosines[is_positive].mean().item())
+    in_batch = cosines[:, :num_regions][is_negative[:, :num_regions]]
+    if len(in_batch):
+        storage.put_scalar("contrastive/negative_cosine", in_batch.mean().item())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+from collections import OrderedDict
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils.file_io import PathManager
 from safetensors.torch import load_file
 
@@ -103,7 +105,9 @@ def resolve_weights(reference: str) -> Path:
     reference, separator, digest = reference.partition("#sha256=")
     path = _find_weights(reference)
     if separator and sha256_of_file(path) != digest.lower():
-        raise ValueError(f"{path} has the sha256 {sha256_of_file(path)}, expected {digest}: it is damaged or another file")
+        raise ValueError(
+            f"{path} has the sha256 {sha256_of_file(path)}, expected {digest}: it is damaged or another file"
+        )
     return path
 
 
@@ -282,8 +286,23 @@ class SafeCheckpointer(DetectionCheckpointer):
             self._convert_ndarray_to_tensor(checkpoint["model"])
             from_caffe = checkpoint.get("__author__") == "Caffe2"
             checkpoint["model"] = align_and_update_state_dicts(detector, checkpoint["model"], from_caffe)
+        checkpoint["model"] = self._keep_absent_batch_norms(checkpoint["model"])
         self.incompatible = super()._load_model(checkpoint)
         return self.incompatible
+
+    def _keep_absent_batch_norms(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """The checkpoint, marked so that batch norms of which it has nothing stay as they are.
+
+        detectron2 takes a frozen batch norm without statistics for one of an old format, whose statistics are in its
+        weight, and resets them to 0 and 1. A part of the model whose weights come from elsewhere would be spoilt.
+        """
+        marked = OrderedDict(tensors)
+        marked._metadata = {  # type: ignore[attr-defined]  # where torch keeps the versions of a state dict's modules
+            name: {"version": FrozenBatchNorm2d._version}
+            for name, module in self.model.named_modules()
+            if isinstance(module, FrozenBatchNorm2d) and f"{name}.weight" not in tensors
+        }
+        return marked
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Warn of what was not loaded, but for hundreds of tensors whose weights come from elsewhere."""

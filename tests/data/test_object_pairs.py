@@ -1,4 +1,4 @@
-"""Two views of one object: its boxes are where its pixels are, its resolution is its photo's, its numbers are its own."""
+"""Two views of one object: boxes where its pixels are, resolution of its photo, numbers of its own."""
 
 from __future__ import annotations
 

@@ -212,6 +212,8 @@ def test_rounded_coordinates_are_moved_to_the_border(root: Path) -> None:
         ({"depictions": "drop"}, [(A, 2, 0), (A, 0, 1), (B, 1, 0)]),
         ({"class_agnostic": True}, [(A, 0, 0), (A, 0, 1), (B, 0, 0), (B, 0, 0)]),
         ({"classes": ["Bear"]}, [(B, 0, 0), (B, 0, 0)]),
+        # Of photo A a group to ignore is left, and no object.
+        ({"classes": ["Bear", "Bicycle"]}, [(B, 1, 0), (B, 1, 0)]),
         ({"classes": ["Bear"], "hierarchy": True}, [(A, 1, 0), (B, 0, 0), (B, 0, 0)]),
         ({"classes": ["Bear"], "hierarchy": True, "labels": "merged"}, [(A, 0, 0), (B, 0, 0), (B, 0, 0)]),
         (

@@ -22,9 +22,7 @@ NUM_CELLS = 64 + 16 + 4
 Box = tuple[float, float, float, float]
 
 
-def encode_row(
-    box: tuple[float, float, float, float], objectness: float, classes: list[float], row: int
-) -> list[float]:
+def encode_row(row: int, box: Box, objectness: float, classes: list[float]) -> list[float]:
     """What YOLOX puts out for a box, XYXY in pixels of the input, in a given row: the reverse of its decoding."""
     first, stride = next((f, s) for f, s in ((80, 32), (64, 16), (0, 8)) if row >= f)
     cell_y, cell_x = divmod(row - first, SIDE // stride)

@@ -12,10 +12,13 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from PIL import ExifTags, Image
+from safetensors.torch import save_file
 
 from oesir_d2.data import ImageFile, UnreadableImageError
+from oesir_d2.engine.config_loading import load_config
 from oesir_d2.engine.embedder import READ_AHEAD, Embedder
 from oesir_d2.layers import rmac_grid
+from oesir_d2.modeling.weights import TRUNK_PREFIX
 from oesir_d2.structures import NO_CLASS
 
 WritePhoto = Callable[..., ImageFile]
@@ -283,3 +286,30 @@ def test_embedding_needs_no_gradients(embedder: Embedder, photos: list[ImageFile
     embedder.embed(photos[0])
     hook.remove()
     assert recorded == [True]
+
+
+def test_checkpoint_without_the_trunk_of_the_package_loads_and_embeds_alike(
+    write_photo: WritePhoto, tmp_path: Path
+) -> None:
+    opts = ["MODEL.META_ARCHITECTURE", "OESIR", "MODEL.OESIR.REGIONS.SCORE_THRESH", "0.0"]
+    opts += ["MODEL.OESIR.EMBEDDING.SOURCE", "DetectorSource"]
+    trained = Embedder(load_config("lite0/Base-lite0-RCNN-FPN.yaml", opts))
+    tensors = {name: value for name, value in trained.model.state_dict().items() if not name.startswith(TRUNK_PREFIX)}
+    assert 0 < len(tensors) < len(trained.model.state_dict())
+    save_file(tensors, tmp_path / "learned.safetensors")
+    loaded = Embedder(
+        load_config("lite0/Base-lite0-RCNN-FPN.yaml", [*opts, "MODEL.WEIGHTS", str(tmp_path / "learned.safetensors")])
+    )
+    file = write_photo("a.png", 96, 128)
+    np.testing.assert_array_equal(loaded.embed(file).embeddings.vectors, trained.embed(file).embeddings.vectors)
+    assert loaded.info.weights_sha256 == trained.info.weights_sha256
+
+    # Without the package's weights, or without a part that only training gives, it is refused.
+    missing = tmp_path / "missing.safetensors"
+    save_file({name: value for name, value in tensors.items() if "fpn_lateral3" not in name}, missing)
+    for wrong, word in (
+        (["MODEL.WEIGHTS", str(missing)], "fpn_lateral3"),
+        (["MODEL.WEIGHTS", str(tmp_path / "learned.safetensors"), "MODEL.OESIR.EFFICIENTNET.WEIGHTS", ""], "trunk"),
+    ):
+        with pytest.raises(ValueError, match=rf"does not fit the model: it lacks \d+ of its tensors .*{word}"):
+            Embedder(load_config("lite0/Base-lite0-RCNN-FPN.yaml", [*opts, *wrong]))

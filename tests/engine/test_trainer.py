@@ -310,7 +310,9 @@ def test_mistakes_in_the_config_are_named(
 def test_model_without_anything_to_train_is_refused(make_cfg: Callable[..., CfgNode]) -> None:
     with pytest.raises(ValueError, match="a OESIR of this config has no weights to train"):
         OESIRTrainer(
-            make_cfg("oesir_lite0_grid.yaml", "DATASETS.TRAIN", "('photos',)", "INPUT.OESIR.TRAINING_MAPPER", "CropMapper")
+            make_cfg(
+                "oesir_lite0_grid.yaml", "DATASETS.TRAIN", "('photos',)", "INPUT.OESIR.TRAINING_MAPPER", "CropMapper"
+            )
         )
 
 

@@ -144,6 +144,8 @@ def test_loss_is_that_of_an_oesirs_embeddings(
     negative = [cosines[i][photos != photos[i]].max() for i, _ in pairs]
     logged = {name: value for name, (value, _) in storage.latest().items()}
     assert logged["contrastive/positive_cosine"] == pytest.approx(np.mean(positive), abs=1e-4)
+    others = [cosines[i, j] for i, _ in pairs for j in range(12) if photos[i] != photos[j]]
+    assert logged["contrastive/negative_cosine"] == pytest.approx(np.mean(others), abs=1e-4)
     assert logged["contrastive/recall@1"] == pytest.approx(np.mean(np.greater(positive, negative)))
 
 
@@ -174,6 +176,24 @@ def test_only_student_and_projection_learn(
     # Statistics of batch norms are in the state dict, and stay.
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == trained
+
+
+@pytest.mark.parametrize("loss", ["InfoNCELoss", "MultiSimilarityLoss", "TripletMarginLoss"])
+def test_what_learns_brings_views_of_one_object_together(
+    loss: str, build: Callable[..., nn.Module], make_batch: MakeBatch
+) -> None:
+    options = ["MODEL.OESIR.CONTRASTIVE.LOSS", loss, "MODEL.OESIR.CONTRASTIVE.MEMORY_SIZE", 0]
+    model = build(*NO_TEACHER, *DETECTOR, *options, channels=96)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    batch = make_batch()
+    values = []
+    for _ in range(12):
+        (value,) = model(batch).values()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < 0.8 * values[0]
 
 
 def test_no_part_leaves_eval_mode(build: Callable[..., nn.Module]) -> None:

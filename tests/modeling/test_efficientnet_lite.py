@@ -180,7 +180,9 @@ def test_backbone_s_trunk_is_trained_unless_frozen(frozen: bool) -> None:
 
 
 @torch.no_grad()
-def test_wide_maps_are_what_the_blocks_compute_and_leave_the_rest_as_it_is(make_image: Callable[..., torch.Tensor]) -> None:
+def test_wide_maps_are_what_the_blocks_compute_and_leave_the_rest_as_it_is(
+    make_image: Callable[..., torch.Tensor],
+) -> None:
     trunk = EfficientNetLiteTrunk("lite0", "pypi://efficientnet-lite0").eval()
     images = (make_image(64, 96).float()[None] - 127) / 128
     seen = {}

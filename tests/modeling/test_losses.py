@@ -122,7 +122,11 @@ def test_region_cosine_knows_directions_only() -> None:
 
 def test_regions_lie_in_the_photo_and_have_the_asked_sides() -> None:
     loss = RegionCosineLoss(
-        region_pooler=RegionPooler(SPoCPooler()), student_stride=32, teacher_stride=32, num_regions=200, region_sides=(0.25, 0.5)
+        region_pooler=RegionPooler(SPoCPooler()),
+        student_stride=32,
+        teacher_stride=32,
+        num_regions=200,
+        region_sides=(0.25, 0.5),
     )
 
     boxes = loss.draw_regions((300, 500))

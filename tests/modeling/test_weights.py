@@ -16,6 +16,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from detectron2.layers import FrozenBatchNorm2d
 from safetensors.torch import save_file
 from torch import nn
 
@@ -292,3 +293,27 @@ def test_a_reference_may_demand_a_hash(tmp_path: Path, tensors: dict[str, torch.
     assert resolve_weights(f"{path}#sha256={digest.upper()}") == path
     with pytest.raises(ValueError, match=rf"{path.name} has the sha256 {digest}, expected 00ff: it is damaged"):
         resolve_weights(f"{path}#sha256=00ff")
+
+
+def test_batch_norms_that_a_checkpoint_lacks_stay_as_they_are(tmp_path: Path) -> None:
+    def make_model() -> nn.ModuleDict:
+        model = nn.ModuleDict(
+            {"learned": FrozenBatchNorm2d(2), "old": FrozenBatchNorm2d(2), "own": FrozenBatchNorm2d(2)}
+        )
+        for value in (*model.buffers(),):
+            value.fill_(7.0)
+        return model
+
+    model = make_model()
+    tensors = {f"learned.{name}": torch.full((2,), 3.0) for name in ("weight", "bias", "running_mean", "running_var")}
+    # The old format: statistics are part of weight and bias.
+    tensors |= {"old.weight": torch.full((2,), 4.0), "old.bias": torch.full((2,), 5.0)}
+    save_file(tensors, tmp_path / "some.safetensors")
+    checkpointer = SafeCheckpointer(model)
+    checkpointer.load(str(tmp_path / "some.safetensors"))
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in tensors.items())
+    assert state["old.running_mean"].tolist() == [0, 0]
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        assert state[f"own.{name}"].tolist() == [7, 7], name
+        assert f"own.{name}" in checkpointer.incompatible.missing_keys

@@ -56,7 +56,11 @@ def test_the_file_says_what_it_was_fitted_on(
     assert fitted.messages == []
     whitening, metadata = load_whitening(folder / "small.safetensors")
     assert (whitening.input_dim, whitening.output_dim) == (CHANNELS, DIMENSION)
-    assert (metadata["source"], metadata["count"], metadata["config"]) == ("ten photos", regions, "oesir_lite0_grid.yaml")
+    assert (metadata["source"], metadata["count"], metadata["config"]) == (
+        "ten photos",
+        regions,
+        "oesir_lite0_grid.yaml",
+    )
 
 
 def test_an_index_is_built_with_it_and_found_from_elsewhere(

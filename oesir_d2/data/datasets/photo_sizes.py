@@ -20,7 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
-from oesir_d2.data.images import READABLE_FORMATS, UnreadableImageError
+from oesir_d2.data.images import UnreadableImageError, get_readable_formats
 from oesir_d2.data.quiet_pillow import quiet_pillow
 from oesir_d2.files import open_atomically
 
@@ -43,7 +43,7 @@ def read_photo_size(path: str | Path) -> tuple[int, int]:
         UnreadableImageError: the file is missing, or no photo.
     """
     try:
-        with quiet_pillow, open(path, "rb") as file, Image.open(file, formats=READABLE_FORMATS) as image:
+        with quiet_pillow, open(path, "rb") as file, Image.open(file, formats=get_readable_formats()) as image:
             width, height = image.size
             # Of TIFF files Pillow gives the rotated size.
             is_turned = image.format != "TIFF" and _read_orientation(image) >= 5

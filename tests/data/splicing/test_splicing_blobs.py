@@ -1,4 +1,4 @@
-"""Random regions of photos: inside the photo, of the sizes that are promised, in one piece, and never twice the same."""
+"""Random regions of photos: inside the photo, of the promised sizes, in one piece, and never twice the same."""
 
 from __future__ import annotations
 

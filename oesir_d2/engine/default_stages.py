@@ -1,0 +1,122 @@
+"""The stages that train the embedded default, from a detection set to the file that ships: a list, line by line.
+
+A stage that changes is a line of :data:`STAGES` that changes. A stage runs if the one that is asked for needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+OUTPUTS = {"train": "model_final.pth", "whitening": "whitening.safetensors", "export": "lite0.safetensors"}
+"""What a stage of each kind leaves in its folder."""
+
+DATA = ("detection_set", "photos", "cutouts")
+"""What a stage can be trained on: the composed set; all photos; objects and regions to cut out of them."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: of its folder.
+        kind: "train" as train_net.py does it, fit a "whitening", or "export" weights.
+        config: its config, a bare name under configs/.
+        data: one of :data:`DATA`, for "train"; a whitening is fitted on all photos.
+        weights: the "train" stage whose weights it begins with, or fits a whitening for, or exports.
+        whitening: the "whitening" stage whose whitening it begins with.
+        overrides: KEY VALUE pairs beyond the config; a user cannot change them.
+        shrinkage: of a whitening.
+    """
+
+    name: str
+    kind: Literal["train", "whitening", "export"]
+    config: str
+    data: str = ""
+    weights: str = ""
+    whitening: str = ""
+    overrides: tuple[str, ...] = ()
+    shrinkage: float = 0.0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The stages that come before it."""
+        return tuple(name for name in (self.weights, self.whitening) if name)
+
+
+# What is fitted later must not stand in an earlier checkpoint, unfitted.
+_UNWHITENED = ("MODEL.OESIR.EMBEDDING.WHITENING_DIM", "0")
+
+STAGES = (
+    Stage("detector", "train", "lite0/detector.yaml", data="detection_set", overrides=_UNWHITENED),
+    # The students, beside the default: they are part of no file that ships.
+    Stage("S1", "train", "lite0/distill_S1.yaml", data="photos", weights="detector", overrides=_UNWHITENED),
+    Stage("S2", "train", "lite0/distill_S2.yaml", data="photos", weights="detector", overrides=_UNWHITENED),
+    Stage("S3", "train", "lite0/distill_S3.yaml", data="photos", weights="detector", overrides=_UNWHITENED),
+    Stage(
+        "S3_whitening",
+        "whitening",
+        "lite0/contrastive.yaml",
+        weights="S3",
+        overrides=("MODEL.META_ARCHITECTURE", "OESIR"),
+    ),
+    Stage(
+        "contrastive",
+        "train",
+        "lite0/contrastive.yaml",
+        data="cutouts",
+        weights="S3",
+        whitening="S3_whitening",
+    ),
+    # The default: the trunk's own maps under a projection that begins as a whitening.
+    Stage("whitening", "whitening", "oesir_lite0.yaml", weights="detector"),
+    Stage(
+        "projection",
+        "train",
+        "lite0/contrastive_trunk.yaml",
+        data="cutouts",
+        weights="detector",
+        whitening="whitening",
+    ),
+    Stage("export", "export", "oesir_lite0.yaml", weights="projection"),
+)
+
+
+def select_stages(asked: Collection[str] = (), stages: Sequence[Stage] = STAGES) -> list[Stage]:
+    """The stages that the exports and those that are asked for need, in their order.
+
+    Args:
+        asked: names of stages.
+        stages: all there are; each stands after those that it needs.
+
+    Raises:
+        ValueError: a name that no stage has.
+    """
+    by_name = {stage.name: stage for stage in stages}
+    unknown = [name for name in asked if name not in by_name]
+    if unknown:
+        raise ValueError(f"there is no stage {unknown[0]!r}; allowed: {', '.join(list_optional(stages))}")
+    needed: set[str] = set()
+    for stage in reversed(stages):
+        if stage.kind == "export" or stage.name in asked or stage.name in needed:
+            needed |= {stage.name, *stage.needs}
+    return [stage for stage in stages if stage.name in needed]
+
+
+def list_optional(stages: Sequence[Stage] = STAGES) -> list[str]:
+    """The names of the trainings that run only if they are asked for."""
+    needed = {stage.name for stage in select_stages((), stages)}
+    return [stage.name for stage in stages if stage.kind == "train" and stage.name not in needed]
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Assert that a list of stages fits together."""
+    kinds: dict[str, str] = {}
+    for stage in stages:
+        assert stage.name not in kinds, f"two stages are called {stage.name!r}"
+        assert (stage.data in DATA) if stage.kind == "train" else not stage.data, f"{stage.name}: data {stage.data!r}"
+        assert stage.weights == "" or kinds.get(stage.weights) == "train", f"{stage.name}: weights {stage.weights!r}"
+        assert stage.whitening == "" or kinds.get(stage.whitening) == "whitening", f"{stage.name}: {stage.whitening!r}"
+        kinds[stage.name] = stage.kind
