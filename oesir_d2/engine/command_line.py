@@ -154,6 +154,7 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
     logging.basicConfig(level=logging.WARNING, format=f"{name}: %(levelname)s: %(message)s", stream=sys.stderr)
     # Deprecations inside detectron2 and torch are not the user's business.
     warnings.filterwarnings("ignore", module=r"(detectron2|torch|fvcore|iopath)(\.|$)")
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with logging_redirect_tqdm():  # else a message would stand in the line of a progress bar

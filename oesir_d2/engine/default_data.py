@@ -60,9 +60,9 @@ class TrainingMaterial:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for what, path in (("annotations", self.annotations), ("network", self.network)):
+        for what, path in (("file of annotations", self.annotations), ("network", self.network)):
             if not path.is_file():
-                raise FileNotFoundError(f"{what} {path} do not exist, expected a file")
+                raise FileNotFoundError(f"the {what} {path} does not exist")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"the share of photos to hold out is {self.held_out}, expected at least 0 and less than 1")
 

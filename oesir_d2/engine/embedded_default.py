@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from oesir_d2.data.images import list_images
@@ -92,7 +91,14 @@ def train_embedded_default(
 def _describe(stage: Stage, options: TrainingOptions, settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What decides the outcome of a stage: its config, what it begins with, and its data."""
     cfg = load_config(stage.config, [*options.opts, *stage.overrides])
-    described: dict[str, Any] = {"config": _dump_without_machine(cfg), "kind": stage.kind}
+    # What another stage gives in the place of the config's does not count, and neither does the machine.
+    if stage.weights:
+        cfg.MODEL.WEIGHTS = ""
+    if stage.whitening or stage.kind != "train":
+        cfg.MODEL.OESIR.EMBEDDING.WHITENING = ""
+    cfg.MODEL.DEVICE = cfg.OUTPUT_DIR = ""
+    cfg.DATALOADER.NUM_WORKERS = 0
+    described: dict[str, Any] = {"config": cfg.dump(), "kind": stage.kind}
     described |= {name: hash_json(settings[name]) for name in stage.needs}
     if stage.kind == "train":
         described["seed"] = options.seed
@@ -105,13 +111,6 @@ def _describe(stage: Stage, options: TrainingOptions, settings: dict[str, dict[s
     if stage.data == "cutouts":
         described["annotations"] = settings["detection_set"]["annotations"]
     return described
-
-
-def _dump_without_machine(cfg: CfgNode) -> str:
-    """A config as text, without what changes with the machine."""
-    cfg.MODEL.DEVICE = cfg.OUTPUT_DIR = ""
-    cfg.DATALOADER.NUM_WORKERS = 0
-    return cfg.dump()
 
 
 class _Work:

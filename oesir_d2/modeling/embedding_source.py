@@ -113,11 +113,20 @@ class DetectorSource(EmbeddingSource):
     def forward(self, images: list[torch.Tensor], features: dict[str, torch.Tensor]) -> torch.Tensor:
         maps = [features[name] for name in self.features]
         size = max(tuple(feature_map.shape[-2:]) for feature_map in maps)
-        enlarged = [
-            feature_map if feature_map.shape[-2:] == size else F.interpolate(feature_map, size=size, mode="nearest")
-            for feature_map in maps
-        ]
-        return torch.cat(enlarged, dim=1)
+        return maps[0] if len(maps) == 1 else torch.cat([_enlarge(feature_map, size) for feature_map in maps], dim=1)
+
+
+def _enlarge(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Repeat the cells of (N, C, h, w) to (N, C, *size); where a side is no multiple, the nearest cell is taken."""
+    count, channels, height, width = feature_map.shape
+    if (height, width) == size:
+        return feature_map
+    rows, columns = size[0] // height, size[1] // width
+    if (height * rows, width * columns) != size:
+        return F.interpolate(feature_map, size=size, mode="nearest")
+    # On a CPU several times faster than to interpolate.
+    repeated = feature_map[:, :, :, None, :, None].expand(count, channels, height, rows, width, columns)
+    return repeated.reshape(count, channels, *size)
 
 
 def build_embedding_source(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> EmbeddingSource:

@@ -60,7 +60,8 @@ def test_model_of_the_file_embeds_as_that_of_the_checkpoint(
 ) -> None:
     photo = write_photo("a.png", 96, 128)
     expected, given = (
-        Embedder(load_config("oesir_lite0.yaml", [*OPTS, "MODEL.WEIGHTS", str(path)])) for path in (checkpoint, exported)
+        Embedder(load_config("oesir_lite0.yaml", [*OPTS, "MODEL.WEIGHTS", str(path)]))
+        for path in (checkpoint, exported)
     )
     assert expected.info.weights_sha256 == given.info.weights_sha256
     assert expected.info.whitening_sha256 == given.info.whitening_sha256
@@ -94,8 +95,9 @@ def test_what_would_be_lost_is_refused(state: dict[str, torch.Tensor], tmp_path:
     path = save_checkpoint(tmp_path / "unfitted.pth", state | {f"{WHITENING}fitted": torch.tensor(False)})
     with pytest.raises(ValueError, match="whitening of .*unfitted.pth is not fitted"):
         export_weights(path, output, opts=OPTS)
-    path = save_checkpoint(tmp_path / "half.pth", {name: state[name] for name in list(state)[:-4]})
-    with pytest.raises(ValueError, match="half.pth.* lacks [1-4] of its tensors"):
+    lost = "roi_heads.box_predictor.bbox_pred.bias"
+    path = save_checkpoint(tmp_path / "half.pth", {name: value for name, value in state.items() if name != lost})
+    with pytest.raises(ValueError, match="half.pth.* lacks 1 of its tensors"):
         export_weights(path, output, opts=OPTS)
     with pytest.raises(ValueError, match="must end in .safetensors"):
         export_weights(path, tmp_path / "out.pth", opts=OPTS)
