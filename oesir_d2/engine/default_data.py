@@ -125,7 +125,7 @@ class DefaultData:
             return ["DATASETS.OESIR.PHOTOS", str([["photos", str(photos)]])]
         assert data == "cutouts", f"no data is called {data!r}"
         objects = ["objects", "coco", str(self._material.annotations), str(photos / "annotated")]
-        return ["DATASETS.OESIR.CUTOUTS", str([objects, ["regions", "blobs", str(photos / "plain")]])]
+        return ["DATASETS.OESIR.CUTOUTS", str([objects, ["regions", "blobs", str(photos)]])]
 
     def _link_photos(self, folder: Path) -> dict[str, Any]:
         # The last one's folder tells that the step is finished.

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-OUTPUTS = {"train": "model_final.pth", "whitening": "whitening.safetensors", "export": "lite0.safetensors"}
+OUTPUTS = {"train": "model_final.pth", "whitening": "whitening.safetensors", "export": "oesir_lite0.safetensors"}
 """What a stage of each kind leaves in its folder."""
 
 DATA = ("detection_set", "photos", "cutouts")
@@ -48,6 +48,10 @@ class Stage:
 
 # What is fitted later must not stand in an earlier checkpoint, unfitted.
 _UNWHITENED = ("MODEL.OESIR.EMBEDDING.WHITENING_DIM", "0")
+_GRID = (
+    *("MODEL.OESIR.REGIONS.PROPOSER", "GridRegions", "MODEL.OESIR.REGIONS.GRID_LEVELS", "[1, 2, 3, 5]"),
+    *("MODEL.OESIR.REGIONS.MAX_REGIONS", "100"),
+)
 
 STAGES = (
     Stage("detector", "train", "lite0/detector.yaml", data="detection_set", overrides=_UNWHITENED),
@@ -70,8 +74,9 @@ STAGES = (
         weights="S3",
         whitening="S3_whitening",
     ),
-    # The default: the trunk's own maps under a projection that begins as a whitening.
-    Stage("whitening", "whitening", "oesir_lite0.yaml", weights="detector"),
+    # The default: the trunk's own maps under a projection that begins as a whitening. A grid shows it more of a photo
+    # than the detector's regions do.
+    Stage("whitening", "whitening", "oesir_lite0.yaml", weights="detector", overrides=_GRID),
     Stage(
         "projection",
         "train",

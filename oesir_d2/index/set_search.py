@@ -182,7 +182,9 @@ class SetSearcher:
     def _choose_explainer(
         self, query: ImageEmbeddings, images: np.ndarray, scores: np.ndarray, weight: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Choose the image that explains most of the query.
+        """Choose the image that explains most of the query: a region counts by its area.
+
+        A detector may put most of its regions on a small part of the photo, and that part may be the pasted one.
 
         Args:
             query: the query.
@@ -197,7 +199,8 @@ class SetSearcher:
         if len(images) == 0:
             return images, scores, np.zeros(len(query))
         best_pairs = np.stack([self._best_pairs(int(image), query)[1] for image in images])
-        chosen = int(_round(best_pairs.sum(axis=1)).argmax())
+        areas = np.prod(query.boxes[:, 2:] - query.boxes[:, :2], axis=1, dtype=np.float64)
+        chosen = int(_round(best_pairs @ (areas / areas.sum())).argmax())
         return images[chosen : chosen + 1], scores[chosen : chosen + 1], weight * best_pairs[chosen].clip(min=0)
 
     def _best_pairs(self, image: int, query: ImageEmbeddings) -> tuple[np.ndarray, np.ndarray]:

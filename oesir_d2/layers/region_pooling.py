@@ -103,7 +103,7 @@ def iterate_boxes(
     """Each image's map without padding, and its boxes clipped to the image; arguments as :meth:`RegionPooler.forward`.
 
     Yields:
-        (1, C, rows, columns) of at least float32, and (R_i, 4) of the same dtype, XYXY in pixels of the network's input.
+        (1, C, rows, columns) of at least float32, and (R_i, 4) of the same dtype, XYXY, in pixels of the input.
 
     Raises:
         ValueError: if the arguments do not belong together.

@@ -120,7 +120,11 @@ def test_steps_come_in_order_and_each_is_given_what_the_earlier_ones_made(
     annotated, plain = list_train(8), list_train(6)
     assert 0 < len(annotated) < 8 and 0 < len(plain) < 6
     assert reports["photos"] == {"annotated": len(annotated), "plain": len(plain)}
-    assert reports["export"] == {"weights": str(output / "export" / "lite0.safetensors"), "sha256": "hash", "bytes": 7}
+    assert reports["export"] == {
+        "weights": str(output / "export" / "oesir_lite0.safetensors"),
+        "sha256": "hash",
+        "bytes": 7,
+    }
 
     (_, flags, detector), fit, (_, _, projection), export = calls
     assert flags == ["--config-file", "lite0/detector.yaml", "--num-gpus", "1", "--resume"]
@@ -134,6 +138,8 @@ def test_steps_come_in_order_and_each_is_given_what_the_earlier_ones_made(
     assert fit == ("fit", weights, trained_on, 512)
     assert projection["MODEL.WEIGHTS"] == weights
     assert projection["MODEL.OESIR.EMBEDDING.WHITENING"] == str(output / "whitening" / "whitening.safetensors")
+    objects = ["objects", "coco", str(material.annotations), str(output / "photos" / "annotated")]
+    assert projection["DATASETS.OESIR.CUTOUTS"] == str([objects, ["regions", "blobs", str(output / "photos")]])
     assert export == ("export", output / "projection" / "model_final.pth", "oesir_lite0.yaml")
     assert (output / "weights" / "detector.pth").resolve() == (output / "detector" / "model_final.pth").resolve()
 

@@ -26,7 +26,7 @@ TRUNK = "backbone.bottom_up.trunk."
 def state() -> dict[str, torch.Tensor]:
     """The state of a model that was "trained"."""
     torch.manual_seed(7)
-    state = load_model(load_config("oesir_lite0.yaml", OPTS)).state_dict()
+    state = load_model(load_config("oesir_lite0.yaml", [*OPTS, "MODEL.WEIGHTS", ""])).state_dict()
     for name in ("mean", "projection"):
         state[f"{WHITENING}{name}"] = torch.randn_like(state[f"{WHITENING}{name}"])
     state[f"{WHITENING}fitted"] = torch.tensor(True)
@@ -102,3 +102,9 @@ def test_what_would_be_lost_is_refused(state: dict[str, torch.Tensor], tmp_path:
     with pytest.raises(ValueError, match="must end in .safetensors"):
         export_weights(path, tmp_path / "out.pth", opts=OPTS)
     assert not output.exists()
+
+
+def test_what_ships_is_as_the_export_writes_it(tmp_path: Path) -> None:
+    reference = load_config("oesir_lite0.yaml").MODEL.WEIGHTS
+    facts = export_weights(reference, tmp_path / "again.safetensors")
+    assert reference.endswith(f"#sha256={facts['sha256']}")

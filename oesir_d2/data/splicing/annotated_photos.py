@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from oesir_d2.data.images import ImageFile, list_images
-from oesir_d2.data.splicing.coco import _read_json as read_coco_lists
+from oesir_d2.data.splicing.coco import read_coco_lists
 
 FloatBox = tuple[float, float, float, float]
 

@@ -40,7 +40,7 @@ class CocoCutOuts:
     ) -> None:
         self._annotation_file = Path(annotation_file)
         self._filter = cutout_filter or CutOutFilter()
-        content = _read_json(self._annotation_file)
+        content = read_coco_lists(self._annotation_file)
         self._digest = hashlib.sha256(self._annotation_file.read_bytes()).hexdigest()
         self._categories = {item["id"]: item["name"] for item in content["categories"]}
         self._sizes = {item["file_name"]: (item["width"], item["height"]) for item in content["images"]}
@@ -127,7 +127,7 @@ _REQUIRED_KEYS = {
 }
 
 
-def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
+def read_coco_lists(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The three lists of a COCO file, each item with the keys that are needed of it."""
     if not path.is_file():
         raise FileNotFoundError(f"annotation file {path} does not exist")
