@@ -72,7 +72,8 @@ def _add_model_config(cfg: CN) -> None:
     # Supplement: PCA whitening at 64 to 2,048 dimensions.
     cfg.MODEL.OESIR.EMBEDDING.WHITENING_DIM = 0
     # Safetensors file with the whitening (tools/fit_whitening.py writes it): a path, or "oesir://FILE" for a file
-    # that ships in the package. Empty: the whitening is part of MODEL.WEIGHTS, or is still to be fitted.
+    # that ships in the package. It takes the place of one in MODEL.WEIGHTS. Empty: the whitening is part of
+    # MODEL.WEIGHTS, or is still to be fitted.
     cfg.MODEL.OESIR.EMBEDDING.WHITENING = ""
 
     # ---- Teacher: the ImageNet classification network ----

@@ -27,9 +27,9 @@ from torch import nn
 
 from oesir_d2.data.images import ImageFile, UnreadableImageError
 from oesir_d2.data.mappers import EmbeddingMapper
-from oesir_d2.engine.model_info import WHITENING_PREFIX, describe_model
+from oesir_d2.engine.model_info import describe_model
 from oesir_d2.modeling.registry import get_registered
-from oesir_d2.modeling.weights import TEACHER_PREFIX, TRUNK_PREFIX, SafeCheckpointer
+from oesir_d2.modeling.weights import TEACHER_PREFIX, TRUNK_PREFIX, WHITENING_PREFIX, SafeCheckpointer
 from oesir_d2.structures import NO_CLASS, ImageEmbeddings
 
 READ_AHEAD = 4
@@ -58,6 +58,9 @@ def load_model(cfg: CfgNode) -> nn.Module:
     model = build_model(cfg)
     if cfg.MODEL.WEIGHTS:
         checkpointer = SafeCheckpointer(model)
+        if cfg.MODEL.OESIR.EMBEDDING.WHITENING or not cfg.MODEL.OESIR.EMBEDDING.WHITENING_DIM:
+            # Somebody named another, or wants none.
+            checkpointer.left_out = (WHITENING_PREFIX,)
         checkpointer.load(cfg.MODEL.WEIGHTS)
         _check_loaded(cfg, checkpointer.incompatible)
     return model.eval()

@@ -13,6 +13,7 @@ from torch import nn
 
 from oesir_d2.config import add_oesir_config
 from oesir_d2.index import EmbeddingModelInfo
+from oesir_d2.modeling.weights import WHITENING_PREFIX
 
 WEIGHT_REFERENCES = (
     "MODEL.WEIGHTS",
@@ -21,9 +22,6 @@ WEIGHT_REFERENCES = (
     "MODEL.OESIR.EFFICIENTNET.WEIGHTS",
 )
 """Config keys that say where weights lie. What lies there is known by its hash, so a file may move."""
-
-WHITENING_PREFIX = "roi_heads.embedding_head.whitening."
-"""How the names of the whitening's tensors begin in the state dict of an OESIR model."""
 
 
 def describe_model(cfg: CfgNode, model: nn.Module) -> EmbeddingModelInfo:

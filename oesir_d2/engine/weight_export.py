@@ -12,9 +12,8 @@ from safetensors.torch import save
 
 from oesir_d2.engine.config_loading import load_config
 from oesir_d2.engine.embedder import load_model
-from oesir_d2.engine.model_info import WHITENING_PREFIX
 from oesir_d2.files import replace_file, sha256_of_file
-from oesir_d2.modeling.weights import TEACHER_PREFIX, TRUNK_PREFIX
+from oesir_d2.modeling.weights import TEACHER_PREFIX, TRUNK_PREFIX, WHITENING_PREFIX
 
 FILE_METADATA = {"format": "pt"}
 """A single entry: safetensors write several ones in any order, and the file would have another hash each time."""

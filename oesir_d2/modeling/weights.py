@@ -46,6 +46,8 @@ _ALLOWED_PICKLE_GLOBALS = {
 
 TRUNK_PREFIX = "backbone.bottom_up.trunk."
 """How the names of an EfficientNet-Lite trunk's tensors begin; MODEL.OESIR.EFFICIENTNET.WEIGHTS gives them."""
+WHITENING_PREFIX = "roi_heads.embedding_head.whitening."
+"""How the names of the whitening's tensors begin."""
 SOURCE_PREFIX = "embedding_source."
 """How the names of all tensors of an OESIR model begin that make its embedding map."""
 TEACHER_PREFIX = "embedding_source.teacher."
@@ -244,6 +246,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     """detectron2's checkpointer that also reads safetensors and unpickles nothing but numpy arrays.
 
     Attributes:
+        left_out: beginnings of the names of tensors that are not taken from a checkpoint that has them.
         incompatible: after ``load``: ``missing_keys`` of the model, ``unexpected_keys`` of the file, and
             ``incorrect_shapes``, (name, shape in the file, shape in the model); ``None`` before.
 
@@ -252,6 +255,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         FileNotFoundError: the checkpoint is not there, or could not be fetched.
     """
 
+    left_out: tuple[str, ...] = ()
     incompatible: Any = None
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -286,7 +290,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             self._convert_ndarray_to_tensor(checkpoint["model"])
             from_caffe = checkpoint.get("__author__") == "Caffe2"
             checkpoint["model"] = align_and_update_state_dicts(detector, checkpoint["model"], from_caffe)
-        checkpoint["model"] = self._keep_absent_batch_norms(checkpoint["model"])
+        tensors = {name: value for name, value in checkpoint["model"].items() if not name.startswith(self.left_out)}
+        checkpoint["model"] = self._keep_absent_batch_norms(tensors)
         self.incompatible = super()._load_model(checkpoint)
         return self.incompatible
 
@@ -306,7 +311,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Warn of what was not loaded, but for hundreds of tensors whose weights come from elsewhere."""
-        elsewhere = (TEACHER_PREFIX, TRUNK_PREFIX)
+        elsewhere = (TEACHER_PREFIX, TRUNK_PREFIX, WHITENING_PREFIX)
         missing = [name for name in incompatible.missing_keys if not name.startswith(elsewhere)]
         super()._log_incompatible_keys(incompatible._replace(missing_keys=missing))
 

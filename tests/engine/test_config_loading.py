@@ -21,7 +21,7 @@ def write_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_config_is_found_by_bare_name_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("oesir_lite0_grid.yaml", "oesir_lite0", str(CONFIGS_DIR / "oesir_lite0_grid.yaml")):
+    for name in ("oesir_lite0_grid.yaml", "oesir_lite0_grid", str(CONFIGS_DIR / "oesir_lite0_grid.yaml")):
         assert find_config(name).samefile(CONFIGS_DIR / "oesir_lite0_grid.yaml")
         assert load_config(name).MODEL.OESIR.REGIONS.PROPOSER == "GridRegions"
 

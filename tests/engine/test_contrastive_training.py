@@ -137,10 +137,16 @@ def test_student_and_projection_are_trained_and_make_an_oesir(
     oesir = cfg.clone()
     oesir.defrost()
     oesir.MODEL.META_ARCHITECTURE, oesir.MODEL.WEIGHTS = "OESIR", str(tmp_path / "out" / "model_final.pth")
+    started_from, oesir.MODEL.OESIR.EMBEDDING.WHITENING = oesir.MODEL.OESIR.EMBEDDING.WHITENING, ""
     inputs = [{"image": torch.from_numpy(make_photo(64, 96).transpose(2, 0, 1).copy())}]
     with torch.no_grad():
         expected = trainer.model.eval()(inputs)[0]["image_embedding"]
         torch.testing.assert_close(load_model(oesir)(inputs)[0]["image_embedding"], expected)
+        # A file that the config names takes the place of the checkpoint's projection.
+        oesir.MODEL.OESIR.EMBEDDING.WHITENING = str(tmp_path / "out" / "whitening.safetensors")
+        torch.testing.assert_close(load_model(oesir)(inputs)[0]["image_embedding"], expected)
+        oesir.MODEL.OESIR.EMBEDDING.WHITENING = started_from
+        assert not torch.allclose(load_model(oesir)(inputs)[0]["image_embedding"], expected)
     learned, metadata = load_whitening(tmp_path / "out" / "whitening.safetensors")
     assert metadata["source"] == "contrastive stage on objects, regions" and metadata["count"] == 4
     assert torch.equal(learned.projection, trainer.model.state_dict()[f"{WHITENING}projection"])

@@ -144,7 +144,10 @@ def test_regions_lie_in_the_photo_and_have_the_asked_sides() -> None:
 
 @pytest.mark.parametrize("name", ["FeatureMapL2Loss", "RegionCosineLoss"])
 def test_contract_of_every_loss(name: str) -> None:
-    cfg = load_config("lite0/distill_S3.yaml", ["MODEL.OESIR.DISTILLATION.LOSSES", f"['{name}']"])
+    cfg = load_config(
+        "lite0/distill_S3.yaml",
+        ["MODEL.OESIR.DISTILLATION.LOSSES", f"['{name}']", "MODEL.OESIR.DISTILLATION.LOSS_WEIGHTS", "[1.0]"],
+    )
     ((weight, loss),) = build_distillation_losses(cfg, SHAPE, SHAPE)
     student, teacher = torch.rand(2, 6, 4, 4, requires_grad=True), torch.rand(2, 6, 4, 4)
     sizes = [(128, 128), (64, 96)]
@@ -200,6 +203,6 @@ def test_mistakes_in_the_config_are_named(losses: str, weights: str, message: st
 )
 def test_regions_out_of_range_are_refused(key: str, value: str, message: str) -> None:
     prefix = "MODEL.OESIR.DISTILLATION."
-    opts = [prefix + "LOSSES", "['RegionCosineLoss']", prefix + key, value]
+    opts = [prefix + "LOSSES", "['RegionCosineLoss']", prefix + "LOSS_WEIGHTS", "[1.0]", prefix + key, value]
     with pytest.raises(ValueError, match=message):
         build_distillation_losses(load_config("lite0/distill_S3.yaml", opts), SHAPE, SHAPE)

@@ -173,7 +173,8 @@ def test_the_students_shape_is_the_teachers_unless_a_stride_is_given(
     ],
 )
 def test_mistakes_in_the_config_are_named(opts: list[str], message: str) -> None:
-    cfg = load_config("lite0/distill_S3.yaml", [f"MODEL.OESIR.STUDENT.{opts[0]}", opts[1]])
+    features = ["MODEL.OESIR.STUDENT.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']"]
+    cfg = load_config("lite0/distill_S3.yaml", [*features, f"MODEL.OESIR.STUDENT.{opts[0]}", opts[1]])
     with pytest.raises(ValueError, match=message):
         build_student(cfg, FPN_SHAPES, build_student_shape(cfg))
 

@@ -101,6 +101,7 @@ def test_a_list_names_the_photos(run_tool: RunTool, photos: Path, tmp_path: Path
 
 def test_pairs_override_the_config_between_options(run_tool: RunTool, photos: Path, tmp_path: Path) -> None:
     words = ("MODEL.OESIR.REGIONS.GRID_LEVELS", "[1]", "--output", "index", "MODEL.OESIR.REGIONS.WHOLE_IMAGE", "False")
+    words = ("--config-file", "oesir_lite0_grid.yaml", *words)
     run_tool("build_index", "--images", photos / "..", *words, cwd=tmp_path)
 
     index = EmbeddingIndex.open(tmp_path / "index")
@@ -170,7 +171,7 @@ def test_an_index_that_may_not_be_written(run_tool: RunTool, copied: tuple[Path,
         (["MODEL.OESIR.EMBEDDING.GEM_P", "4"], "MODEL.OESIR.EMBEDDING.GEM_P (index: 3.0, model: 4.0)"),
         (
             ["MODEL.OESIR.EMBEDDING.WHITENING", "", "MODEL.OESIR.EMBEDDING.WHITENING_DIM", "0"],
-            "dimension (index: 512, model: 1280)",
+            "dimension (index: 512, model: 1824)",
         ),
     ],
 )

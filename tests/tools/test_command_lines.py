@@ -53,7 +53,7 @@ def test_a_fresh_process_says_nothing_but_its_result(photos: Path, index: Path, 
 @pytest.mark.parametrize(
     ("tool", "words"),
     [
-        ("build_index", ("examples:", "KEY VALUE", "(default: oesir_lite0_grid.yaml)", "seconds", "skipped.jsonl")),
+        ("build_index", ("examples:", "KEY VALUE", "(default: oesir_lite0.yaml)", "seconds", "skipped.jsonl")),
         ("search", ("examples:", "KEY VALUE", "pixels", "EXIF", "RETRIEVAL.TOP_K", "max", "sum_max")),
         ("fit_whitening", ("examples:", "KEY VALUE", "(default: 10000)", "(default: 0.0)", ".safetensors")),
         ("evaluate_splices", ("examples:", "KEY VALUE", "percent", "(default: 100)", "(default: 20)")),
@@ -108,7 +108,7 @@ def test_missing_arguments_are_named(run_tool: RunTool, tool: str) -> None:
         (["MODEL.META_ARCHITECTURE", "Foo"], "'Foo'"),
         (["MODEL.OESIR.EMBEDDING.POOLER", "Foo"], "'Foo' unknown; allowed: ['GeMPooler'"),
         (["MODEL.OESIR.EMBEDDING.WHITENING", "none.safetensors"], "none.safetensors"),
-        (["MODEL.OESIR.TEACHER.WEIGHTS", "pypi://vgg"], "pypi://vgg"),
+        (["MODEL.OESIR.EFFICIENTNET.WEIGHTS", "pypi://vgg"], "pypi://vgg"),
         (["MODEL.WEIGHTS", "none.pth"], "none.pth"),
         (["INPUT.OESIR.MAX_LONG_SIDE", "-1"], "max_long_side is -1, expected at least 1"),
         (["INPUT.OESIR.MAX_PIXELS", "0"], "max_pixels is 0, expected at least 1"),

@@ -14,7 +14,7 @@ from oesir_d2.layers import load_whitening
 from .conftest import PHOTO_NAMES, Finished, RunTool
 
 DIMENSION = 32
-CHANNELS = 1280
+CHANNELS = 1824
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_the_file_says_what_it_was_fitted_on(
     assert (metadata["source"], metadata["count"], metadata["config"]) == (
         "ten photos",
         regions,
-        "oesir_lite0_grid.yaml",
+        "oesir_lite0.yaml",
     )
 
 
@@ -91,7 +91,7 @@ def test_an_index_is_built_with_it_and_found_from_elsewhere(
 
 
 def test_the_seed_draws_the_photos(run_tool: RunTool, photos: Path, tmp_path: Path) -> None:
-    pairs = ("MODEL.OESIR.REGIONS.GRID_LEVELS", "[1, 2]")
+    pairs = ("--config-file", "oesir_lite0_grid.yaml", "MODEL.OESIR.REGIONS.GRID_LEVELS", "[1, 2]")
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         words = ("--max-images", "4", "--seed", str(seed), "--dimension", "8", "--output", f"{name}.safetensors")
         finished = run_tool("fit_whitening", "--images", photos, *words, *pairs, cwd=tmp_path)
@@ -106,7 +106,7 @@ def test_the_seed_draws_the_photos(run_tool: RunTool, photos: Path, tmp_path: Pa
     [
         (["--output", "w.pt"], "--output is 'w.pt'; its name must end in .safetensors"),
         (["--dimension", "0"], "argument --dimension: '0'"),
-        (["--dimension", "1281"], "dimension 1281 is not possible; allowed: 1 to 1280"),
+        (["--dimension", "1825"], "dimension 1825 is not possible; allowed: 1 to 1824"),
         (["--dimension", "1000"], "PCA whitening to 1000 dimensions needs more than 1000 vectors, got"),
         (["--max-images", "0"], "argument --max-images: '0'"),
         (["--shrinkage", "-1"], "--shrinkage is -1.0; allowed: a finite number of at least 0"),
@@ -133,7 +133,7 @@ def test_mistakes_are_named(run_tool: RunTool, photos: Path, tmp_path: Path, wor
 
 def test_unreadable_photos_are_counted(run_tool: RunTool, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\n".join(["gone.jpg", *(str(path) for path in sorted(photos.iterdir()))]))
-    words = ("--dimension", "4", "--output", "w.safetensors", "MODEL.OESIR.REGIONS.GRID_LEVELS", "[1]")
+    words = ("--dimension", "4", "--output", "w.safetensors")
     finished = run_tool("fit_whitening", "--images", "list.txt", *words, cwd=tmp_path)
 
     assert (finished.json["skipped"], finished.json["photos"]) == (1, len(PHOTO_NAMES))
