@@ -61,7 +61,7 @@ def make_image() -> Callable[..., ImageEmbeddings]:
         return ImageEmbeddings(
             image_id=image_id,
             vectors=(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32),
-            boxes=rng.uniform(0, 500, (regions, 4)).astype(np.float32),
+            boxes=np.sort(rng.uniform(0, 500, (regions, 2, 2)), axis=1).reshape(regions, 4).astype(np.float32),
             scores=rng.uniform(0, 1, regions).astype(np.float32),
             classes=rng.integers(-1, 80, regions),
         )

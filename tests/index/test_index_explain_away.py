@@ -9,6 +9,8 @@ from oesir_d2.index import EmbeddingIndex, SetSearcher, build_object_index
 from oesir_d2.index.set_search import EXPLAINERS
 from oesir_d2.structures import ImageEmbeddings
 
+from .conftest import DIMENSION
+
 
 def best_pair(query_vector, image):
     return max(float(np.dot(query_vector.astype(float), vector)) for vector in image.vectors.astype(float))
@@ -19,8 +21,10 @@ def rank_by_definition(images, query, aggregate, weight):
     pairs = {image.image_id: [best_pair(vector, image) for vector in query.vectors] for image in images}
     function = {"max": max, "sum_max": sum}[aggregate]
     by_similarity = sorted(pairs, key=lambda image_id: (-round(function(pairs[image_id]), 6), image_id))
-    # max() takes the first of equal sums, which is the more similar one.
-    first = max(by_similarity[:EXPLAINERS], key=lambda image_id: round(sum(pairs[image_id]), 6))
+    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in query.boxes.astype(float)]
+    mean = {image_id: sum(p * a for p, a in zip(values, areas)) / sum(areas) for image_id, values in pairs.items()}
+    # max() takes the first of equal means, which is the more similar one.
+    first = max(by_similarity[:EXPLAINERS], key=lambda image_id: round(mean[image_id], 6))
     score_of_first = round(function(pairs[first]), 6)
     explained = [weight * max(0.0, round(pair, 6)) for pair in pairs[first]]
     others = [
@@ -113,3 +117,16 @@ def test_one_result_and_more_than_there_are(searcher_of, make_image):
 def test_weight_out_of_range(searcher_of, make_image, weight):
     with pytest.raises(ValueError, match="explain_away"):
         searcher_of([make_image("a")]).search(make_image("query"), explain_away=weight)
+
+
+def test_many_regions_on_a_small_object_do_not_make_its_photo_the_first(searcher_of):
+    def make(image_id, vectors, boxes):
+        vectors, count = np.eye(DIMENSION, dtype=np.float32)[vectors], len(vectors)
+        boxes = np.array(boxes, dtype=np.float32)
+        return ImageEmbeddings(image_id, vectors, boxes, np.ones(count, np.float32), np.zeros(count, np.int64))
+
+    # Three of the query's four regions lie on a pasted object of a sixteenth of its area.
+    small, large = [0, 0, 10, 10], [0, 0, 40, 40]
+    searcher = searcher_of([make("donor", [1], [small]), make("host", [0], [large]), make("other", [3], [large])])
+    results = searcher.search(make("query", [1, 1, 1, 0], [small, small, small, large]), top_k=3, explain_away=1.0)
+    assert [result.image_id for result in results] == ["host", "donor", "other"]
