@@ -28,11 +28,11 @@ QUERIES = ("coins.png", "chelsea mirrored.png", "moon negative.png")
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
-    """Thirty different photos: the build takes long enough to be interrupted."""
+    """Thirty different photos, large enough that the build takes long enough to be interrupted."""
     folder = tmp_path_factory.mktemp("interrupted") / "photos"
     folder.mkdir()
     for name in PHOTO_NAMES:
-        photo = Image.open(photos / f"{name}.png")
+        photo = ImageOps.scale(Image.open(photos / f"{name}.png"), 2)
         photo.save(folder / f"{name}.png")
         ImageOps.mirror(photo).save(folder / f"{name} mirrored.png")
         ImageOps.invert(photo).save(folder / f"{name} negative.png")
