@@ -1,7 +1,7 @@
-"""Train a detector, or a student on a frozen detector: the config says which. The flags are detectron2's.
+"""Train a detector, a student on a frozen detector, embeddings by pairs of views, or a teacher on landmarks.
 
-Writes checkpoints, metrics.json, TensorBoard events and log.txt to OUTPUT_DIR; photos that cannot be read are skipped
-and listed there in skipped.jsonl. The last line of stdout is JSON.
+The config says which; the flags are detectron2's. Writes checkpoints, metrics.json, TensorBoard events and log.txt to
+OUTPUT_DIR; photos that cannot be read are skipped and listed there in skipped.jsonl. The last line of stdout is JSON.
 """
 
 from __future__ import annotations
