@@ -41,6 +41,10 @@ DEMO = ["scikit-image", "scikit-learn"]
 # Runs the detector that makes pseudo-labels (datasets/pseudo_label.py).
 TRAIN = ["onnxruntime"]
 
+# The web app with what its API is made of, and the search engine for what one machine cannot hold: tests run both.
+WEB = ["gradio", "fastapi", "python-multipart", "starlette", "uvicorn"]
+SCALE = ["pymilvus", "milvus-lite"]
+
 INIT = Path(__file__).with_name("oesir_d2") / "__init__.py"
 VERSION = re.search(r'__version__ = "(.+)"', INIT.read_text(encoding="utf-8"))[1]
 
@@ -53,15 +57,16 @@ setup(
     # The configs stay at the top of the repository and are installed as oesir_d2/configs.
     packages=[*find_packages(include=["oesir_d2", "oesir_d2.*"]), "oesir_d2.configs"],
     package_dir={"oesir_d2": "oesir_d2", "oesir_d2.configs": "configs"},
-    package_data={"oesir_d2": ["weights/*.safetensors"], "oesir_d2.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={"oesir_d2": ["weights/*.safetensors", "web/static/*"], "oesir_d2.configs": ["*.yaml", "*/*.yaml"]},
     install_requires=REQUIREMENTS,
     extras_require={
         # Brings the same module as faiss-cpu, so that one is to be uninstalled first (CONTRIBUTING.md).
         "gpu": ["faiss-gpu"],
-        "web": ["gradio"],
-        "scale": ["pymilvus", "milvus-lite"],
+        "web": WEB,
+        "scale": SCALE,
         "demo": DEMO,
         "train": TRAIN,
-        "dev": ["pytest", "ruff", "mypy", *DEMO, *TRAIN],
+        # selenium drives the browser that the tests of the web app look at its page with.
+        "dev": ["pytest", "ruff", "mypy", "selenium", *DEMO, *TRAIN, *WEB, *SCALE],
     },
 )
