@@ -53,27 +53,30 @@ _GRID = (
     *("MODEL.OESIR.REGIONS.MAX_REGIONS", "100"),
 )
 
+
+def _make_contrastive(name: str, config: str, student: str) -> tuple[Stage, Stage]:
+    """Stage four of a student: the whitening that it begins with, and the training."""
+    whitening = f"{student}_whitening"
+    untrained = ("MODEL.META_ARCHITECTURE", "OESIR")
+    return (
+        Stage(whitening, "whitening", config, weights=student, overrides=untrained),
+        Stage(name, "train", config, data="cutouts", weights=student, whitening=whitening),
+    )
+
+
 STAGES = (
     Stage("detector", "train", "lite0/detector.yaml", data="detection_set", overrides=_UNWHITENED),
     # The students, beside the default: they are part of no file that ships.
     Stage("S1", "train", "lite0/distill_S1.yaml", data="photos", weights="detector", overrides=_UNWHITENED),
     Stage("S2", "train", "lite0/distill_S2.yaml", data="photos", weights="detector", overrides=_UNWHITENED),
     Stage("S3", "train", "lite0/distill_S3.yaml", data="photos", weights="detector", overrides=_UNWHITENED),
-    Stage(
-        "S3_whitening",
-        "whitening",
-        "lite0/contrastive.yaml",
-        weights="S3",
-        overrides=("MODEL.META_ARCHITECTURE", "OESIR"),
-    ),
-    Stage(
-        "contrastive",
-        "train",
-        "lite0/contrastive.yaml",
-        data="cutouts",
-        weights="S3",
-        whitening="S3_whitening",
-    ),
+    *_make_contrastive("contrastive", "lite0/contrastive.yaml", student="S3"),
+    # With a finer map for small objects.
+    Stage("S3_fine", "train", "lite0/distill_S3_fine.yaml", data="photos", weights="detector", overrides=_UNWHITENED),
+    *_make_contrastive("contrastive_fine", "lite0/contrastive_fine.yaml", student="S3_fine"),
+    # Joined by the trunk's maps instead of the pyramid's.
+    Stage("S3_trunk", "train", "lite0/distill_S3_trunk.yaml", data="photos", weights="detector", overrides=_UNWHITENED),
+    *_make_contrastive("contrastive_S3_trunk", "lite0/contrastive_S3_trunk.yaml", student="S3_trunk"),
     # The default: the trunk's own maps under a projection that begins as a whitening. A grid shows it more of a photo
     # than the detector's regions do.
     Stage("whitening", "whitening", "oesir_lite0.yaml", weights="detector", overrides=_GRID),
