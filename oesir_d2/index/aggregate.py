@@ -73,3 +73,22 @@ def sum_of_best_pairs(scores: np.ndarray) -> np.ndarray:
     """
     image_scores: np.ndarray = scores.sum(axis=1)
     return image_scores
+
+
+MEAN_TOP_M = 3
+"""The m of ``mean_top_m``."""
+
+
+@register_aggregator("mean_top_m")
+def mean_of_best_pairs(scores: np.ndarray) -> np.ndarray:
+    """The mean of the m best query regions' best matches: one lucky pair is not enough, most of the query is not asked.
+
+    Args:
+        scores: (I, Q) best-pair scores; of a query with less than m regions all count.
+
+    Returns:
+        (I,) image scores, in [-1, 1] for L2-normalised embeddings.
+    """
+    m = min(MEAN_TOP_M, scores.shape[1])
+    image_scores: np.ndarray = np.partition(scores, -m, axis=1)[:, -m:].mean(axis=1)
+    return image_scores

@@ -1,18 +1,71 @@
-"""Arrays on disk, as ``.npy`` files: checked when they are opened, read row by row, no file held open.
+"""Arrays on disk, as ``.npy`` files: checked when they are opened, read row by row, few files held open.
 
-An index may have more segments than a process may have files, so a memory map (which holds its file) is only made
-for as long as somebody uses it.
+An index may have more segments than a process may have files, and a search reads a few rows here and there. So the
+files read last stay open, up to a number, and rows are read and not mapped: what was looked at once takes no memory.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..files import open_synced
+
+_OPEN_FILES = 128
+
+
+class ReadFile:
+    """A file open for reading, closed when the last one who holds it lets go; any number of threads may read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer with the bytes from ``offset`` on.
+
+        Raises:
+            ValueError: if the file ends before.
+        """
+        while buffer:
+            count = os.preadv(self._descriptor, [buffer], offset)
+            if count == 0:
+                raise ValueError(f"{self._path} is truncated: it ends at byte {offset}")
+            buffer, offset = buffer[count:], offset + count
+
+    def read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset`` on."""
+        content = bytearray(size)
+        self.read_into(memoryview(content), offset)
+        return bytes(content)
+
+
+_files: OrderedDict[tuple[Path, object], ReadFile] = OrderedDict()
+_files_lock = threading.Lock()
+
+
+def open_file(path: Path, state: object = None) -> ReadFile:
+    """A file, kept open for the next one who asks; ``state`` tells an older file of the same name apart."""
+    key = (path, state)
+    with _files_lock:
+        file = _files.get(key)
+        if file is None:
+            file = _files[key] = ReadFile(path)
+            if len(_files) > _OPEN_FILES:
+                _files.popitem(last=False)
+        else:
+            _files.move_to_end(key)
+        return file
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +77,14 @@ class StoredArray:
         shape: (rows, ...).
         dtype: of its elements.
         data_offset: bytes before the first element.
+        state: what tells the file from another of the same name.
     """
 
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype
     data_offset: int
+    state: tuple[int, int]
 
     @classmethod
     def open(cls, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> StoredArray:
@@ -46,7 +101,7 @@ class StoredArray:
                     raise ValueError(f"its format is {version}, expected (1, 0)")
                 found_shape, is_fortran, found_dtype = np.lib.format.read_array_header_1_0(stream)
                 data_offset = stream.tell()
-                size = stream.seek(0, 2)
+                status = os.fstat(stream.fileno())
         except FileNotFoundError:
             raise ValueError(f"{path} is missing") from None
         except (OSError, ValueError) as error:
@@ -54,21 +109,26 @@ class StoredArray:
         if (found_shape, found_dtype, is_fortran) != (shape, dtype, False):
             raise ValueError(f"{path} holds {found_dtype} {found_shape}, the manifest says {dtype} {shape}")
         expected_size = data_offset + math.prod(shape) * dtype.itemsize
-        if size != expected_size:
-            raise ValueError(f"{path} is truncated or damaged: it has {size} bytes, expected {expected_size}")
-        return cls(path, shape, dtype, data_offset)
+        if status.st_size != expected_size:
+            raise ValueError(f"{path} is truncated or damaged: it has {status.st_size} bytes, expected {expected_size}")
+        return cls(path, shape, dtype, data_offset, (status.st_ino, status.st_mtime_ns))
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Read the rows from ``start`` to ``stop`` into a new array."""
-        row_shape = self.shape[1:]
-        row_elements = math.prod(row_shape)
-        elements = np.fromfile(
-            self.path,
-            self.dtype,
-            count=(stop - start) * row_elements,
-            offset=self.data_offset + start * row_elements * self.dtype.itemsize,
-        )
-        return elements.reshape(stop - start, *row_shape)
+        rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        self.read_into(rows, start)
+        return rows
+
+    def read_into(self, rows: np.ndarray, start: int) -> None:
+        """Read as many rows as ``rows`` has, from ``start`` on; it is contiguous and of this array's dtype.
+
+        Raises:
+            ValueError: if the file has become shorter.
+        """
+        if rows.size:
+            row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+            file = open_file(self.path, self.state)
+            file.read_into(rows.data.cast("B"), self.data_offset + start * row_bytes)
 
     def map(self) -> np.ndarray:
         """Memory-map the whole array, read-only; the file is open as long as the map or a slice of it lives."""

@@ -5,10 +5,11 @@ A manifest is replaced as a whole, by one rename. Whatever it does not name is n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ class SegmentInfo:
         images: images stored in it, superseded ones included.
         objects: region embeddings stored in it, those of superseded images included.
         checksums: SHA-256 of each of its files, by name.
-        superseded: positions of the images in it that a later segment replaced, ascending.
+        superseded: positions of the images in it that were replaced by newer ones, or removed, ascending.
     """
 
     name: str
@@ -43,15 +44,47 @@ class SegmentInfo:
 
 
 @dataclass(frozen=True)
+class StoredObjectIndex:
+    """What the manifest says of the FAISS index over the objects that is kept on disk.
+
+    Attributes:
+        name: number of its file, of the same series as the segments' names.
+        factory: FAISS factory string.
+        parameters: what FAISS's ParameterSpace takes at search time, such as "nprobe=16"; "" for none.
+        first_fetch: objects a query region that a search begins with.
+        score_error: by how much nine of ten scores lie below the inner product at most.
+        covers: ``Manifest.coverage`` of the images that it holds.
+        objects: region embeddings of these images.
+        trained_on: region embeddings that there were when it was trained.
+        bytes: size of its file.
+        sha256: of its file.
+        measured: figures of its tuning by name, e.g. its recall.
+    """
+
+    name: str
+    factory: str
+    parameters: str
+    first_fetch: int
+    score_error: float
+    covers: str
+    objects: int
+    trained_on: int
+    bytes: int
+    sha256: str
+    measured: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of ``manifest.json``.
 
     Attributes:
         model: what made the embeddings.
         factory: FAISS factory string of the object index that searches them.
-        segments: the segments, oldest first.
+        segments: the segments, in the order of their images.
         images: images that count, that is, without the superseded ones.
         objects: region embeddings of these images.
+        object_index: the object index on disk, if there is one; it may be out of date.
     """
 
     model: EmbeddingModelInfo
@@ -59,6 +92,7 @@ class Manifest:
     segments: tuple[SegmentInfo, ...] = ()
     images: int = 0
     objects: int = 0
+    object_index: StoredObjectIndex | None = None
 
     @classmethod
     def load(cls, index_path: Path) -> Manifest:
@@ -88,28 +122,55 @@ class Manifest:
         """Replace the manifest of an index folder, atomically."""
         replace_file(index_path / MANIFEST_FILE, (json.dumps(self._to_json(), indent=1) + "\n").encode())
 
-    def with_segment(
-        self, segment: SegmentInfo, superseded: Mapping[str, Iterable[int]], images: int, objects: int
+    def with_changes(
+        self,
+        added: Iterable[SegmentInfo],
+        superseded: Mapping[str, Iterable[int]],
+        dropped: Collection[str],
+        images: int,
+        objects: int,
     ) -> Manifest:
-        """The manifest after one more segment.
+        """The manifest after a commit.
 
         Args:
-            segment: the new segment.
-            superseded: by segment name, the positions of the images that the new segment replaces.
+            added: the new segments; they take the place of those dropped, or come last.
+            superseded: by segment name, the positions of images that do not count any more.
+            dropped: names of the segments that do not count any more.
             images: images that count from now on.
             objects: region embeddings of these images.
         """
-        older = tuple(
-            replace(info, superseded=tuple(sorted({*info.superseded, *superseded.get(info.name, ())})))
+        segments = [
+            replace(info, superseded=tuple(sorted({*info.superseded, *superseded[info.name]})))
+            if info.name in superseded
+            else info
             for info in self.segments
-        )
-        return replace(self, segments=(*older, segment), images=images, objects=objects)
+        ]
+        place = next((place for place, info in enumerate(segments) if info.name in dropped), len(segments))
+        segments[place:place] = added
+        kept = tuple(info for info in segments if info.name not in dropped)
+        return replace(self, segments=kept, images=images, objects=objects)
 
-    def next_segment_name(self) -> str:
-        """A segment name that this manifest has not used, higher than all before."""
-        return f"{max((int(info.name) for info in self.segments), default=0) + 1:06d}"
+    def names(self) -> list[str]:
+        """The names of everything that it names: the segments, and the object index."""
+        names = [info.name for info in self.segments]
+        return names if self.object_index is None else [*names, self.object_index.name]
+
+    def coverage(self) -> list[str]:
+        """What the first 0, 1, 2 ... segments hold, as hashes: equal ones stand for the same objects in one order."""
+        hashes = [hashlib.sha256(str(self.model.dimension).encode()).hexdigest()]
+        for info in self.segments:
+            files = [info.checksums.get(name) for name in ("vectors.npy", "offsets.npy")]
+            content = json.dumps([hashes[-1], info.name, files, info.superseded])
+            hashes.append(hashlib.sha256(content.encode()).hexdigest())
+        return hashes
+
+    def fresh_object_index(self) -> StoredObjectIndex | None:
+        """The object index on disk, if it holds exactly the objects that count."""
+        stored = self.object_index
+        return stored if stored and stored.covers == self.coverage()[-1] else None
 
     def _to_json(self) -> dict[str, Any]:
+        object_index = None if self.object_index is None else {"object_index": vars(self.object_index)}
         return {
             "format_version": FORMAT_VERSION,
             "metric": METRIC,
@@ -117,6 +178,8 @@ class Manifest:
             "model": asdict(self.model),
             "counts": {"images": self.images, "objects": self.objects},
             "segments": [vars(info) for info in self.segments],
+            # Older versions read past it.
+            **(object_index or {}),
         }
 
     @classmethod
@@ -144,6 +207,7 @@ class Manifest:
             segments=tuple(_segment_from_json(segment) for segment in _field(content, "segments", list)),
             images=_count(counts, "images"),
             objects=_count(counts, "objects"),
+            object_index=_object_index_from_json(content["object_index"]) if "object_index" in content else None,
         )
 
 
@@ -154,11 +218,38 @@ def check_compatible(manifest: Manifest, model_info: EmbeddingModelInfo) -> None
         raise ValueError(f"the index was built with another model: {'; '.join(differences)}")
 
 
-def _segment_from_json(content: Any) -> SegmentInfo:
+def _object_index_from_json(content: Any) -> StoredObjectIndex:
+    parameters = _field(content, "parameters", str)
+    if not re.fullmatch(r"(\w+=[\d.]+(,\w+=[\d.]+)*)?", parameters):
+        raise ValueError(f"parameters of the object index are {parameters!r}, expected such as 'nprobe=16'")
+    first_fetch = _count(content, "first_fetch")
+    if first_fetch == 0:
+        raise ValueError("'first_fetch' is 0, must be positive")
+    return StoredObjectIndex(
+        name=_name(content),
+        factory=_field(content, "factory", str),
+        parameters=parameters,
+        first_fetch=first_fetch,
+        score_error=_field(content, "score_error", float),
+        covers=_field(content, "covers", str),
+        objects=_count(content, "objects"),
+        trained_on=_count(content, "trained_on"),
+        bytes=_count(content, "bytes"),
+        sha256=_field(content, "sha256", str),
+        measured=_field(content, "measured", dict),
+    )
+
+
+def _name(content: Any) -> str:
     name = _field(content, "name", str)
     # The name becomes a path: a manifest from elsewhere must not lead out of the index.
     if not re.fullmatch(r"[0-9]{6,}", name):
         raise ValueError(f"segment name is {name!r}, expected six digits or more")
+    return name
+
+
+def _segment_from_json(content: Any) -> SegmentInfo:
+    name = _name(content)
     images = _count(content, "images")
     superseded = _field(content, "superseded", list)
     if not all(type(row) is int and 0 <= row < images for row in superseded):

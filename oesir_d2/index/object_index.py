@@ -17,14 +17,24 @@ logger = logging.getLogger(__name__)
 
 FACTORY_EXAMPLES = ("Flat", "IVF256,Flat", "HNSW32", "OPQ16,IVF256,PQ16")
 
-_MAX_TRAINING_VECTORS = 500_000
+# A sample of this size, or of so many vectors: more takes longer and finds hardly better cells.
+_TRAINING_BYTES = 128 << 20
+_MIN_TRAINING_VECTORS = 10_000
 # From so many queries on, a matrix product is faster than one pass over the vectors a query (measured: 1.15.1, 512
 # dimensions, 44,360 objects; 50 queries take a sixth of the time).
 _MATRIX_PRODUCT_QUERIES = 4
 
 
 class ObjectIndex(Protocol):
-    """What set search needs of an engine: the most similar objects of each query, by inner product."""
+    """What set search needs of an engine: the most similar objects of each query, by inner product.
+
+    An engine may also have these attributes:
+        is_exact: bool. False says that it misses objects or that its scores are not inner products: then set search
+            does not fall back on scoring all images. Without it an engine counts as exact.
+        score_error: float >= 0: by how much a score may lie below the inner product, for nine of ten objects; 0 if
+            there is none.
+        first_fetch: int or None: objects a query region with which a search does well to begin.
+    """
 
     @property
     def dimension(self) -> int:
@@ -56,11 +66,16 @@ class FaissObjectIndex:
     Args:
         faiss_index: a filled FAISS index with the inner-product metric. It stays reachable under this name, for
             search-time parameters such as ``nprobe``.
+        first_fetch: see ``ObjectIndex``.
+        score_error: see ``ObjectIndex``.
     """
 
-    def __init__(self, faiss_index: faiss.Index) -> None:
+    def __init__(self, faiss_index: faiss.Index, first_fetch: int | None = None, score_error: float = 0.0) -> None:
         assert faiss_index.metric_type == faiss.METRIC_INNER_PRODUCT, "object indexes compare by inner product"
         self.faiss_index = faiss_index
+        self.first_fetch = first_fetch
+        self.score_error = score_error
+        self.is_exact = isinstance(faiss.downcast_index(faiss_index), faiss.IndexFlat)
 
     @property
     def dimension(self) -> int:
@@ -83,17 +98,20 @@ class FaissObjectIndex:
 
 def check_factory(factory: str, dimension: int) -> None:
     """Raise ``ValueError`` unless FAISS can build ``factory`` for ``dimension`` with the inner product."""
-    _make_faiss_index(factory, dimension)
+    make_faiss_index(factory, dimension)
 
 
-def build_object_index(factory: str, dimension: int, chunks: Iterable[np.ndarray]) -> FaissObjectIndex:
-    """Build a FAISS index over objects.
+def build_object_index(
+    factory: str, dimension: int, chunks: Iterable[np.ndarray], total: int | None = None
+) -> FaissObjectIndex:
+    """Build a FAISS index over objects, in memory.
 
     Args:
         factory: a FAISS factory string, e.g. "Flat", which is exact and needs no training.
         dimension: D.
         chunks: arrays (n, D) float32, L2-normalised, which together hold the objects in the order of their ids;
             a list, or anything else that can be iterated more than once.
+        total: objects that they hold together; None counts them.
 
     Returns:
         The index; object o of its answers is row o of the concatenated chunks.
@@ -102,28 +120,65 @@ def build_object_index(factory: str, dimension: int, chunks: Iterable[np.ndarray
         ValueError: if FAISS does not know the factory string, cannot use it with the inner product or in this
             dimension, or cannot train it on so few vectors.
     """
-    index = _make_faiss_index(factory, dimension)
-    total = sum(len(chunk) for chunk in chunks)
-    with _naming_factory(factory, dimension, total):
-        if not index.is_trained:
-            index.train(_training_sample(chunks, total, dimension))
-        for chunk in chunks:
-            index.add(np.ascontiguousarray(chunk, dtype=np.float32))
+    index = make_faiss_index(factory, dimension)
+    total = sum(len(chunk) for chunk in chunks) if total is None else total
+    train_faiss_index(index, factory, chunks, total)
+    add_chunks(index, factory, chunks)
     assert index.ntotal == total, f"FAISS holds {index.ntotal} of {total} objects"
     logger.debug("Built a %s index over %d objects of dimension %d", factory, total, dimension)
     return FaissObjectIndex(index)
 
 
-def _make_faiss_index(factory: str, dimension: int) -> faiss.Index:
+def make_faiss_index(factory: str, dimension: int) -> faiss.Index:
+    """An empty FAISS index; see ``build_object_index``."""
     with _naming_factory(factory, dimension, None):
         return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
 
 
+def train_faiss_index(index: faiss.Index, factory: str, chunks: Iterable[np.ndarray], total: int) -> None:
+    """Train a FAISS index on a sample of ``total`` vectors, if its type needs it; see ``build_object_index``."""
+    if index.is_trained:
+        return
+    ivf = faiss.try_extract_index_ivf(index)
+    if ivf is not None:
+        # FAISS would complain on stderr that the sample is small; how good the index is, tuning measures.
+        ivf.cp.min_points_per_centroid = 1
+    with _naming_factory(factory, index.d, total):
+        index.train(_training_sample(chunks, total, index.d))
+
+
+def add_chunks(index: faiss.Index, factory: str, chunks: Iterable[np.ndarray]) -> None:
+    """Add vectors to a trained FAISS index, in their order."""
+    with _naming_factory(factory, index.d, None):
+        for chunk in chunks:
+            index.add(np.ascontiguousarray(chunk, dtype=np.float32))
+
+
+def set_parameters(index: faiss.Index, parameters: str) -> None:
+    """Set search-time parameters such as "nprobe=16"; "" leaves them as they are.
+
+    Raises:
+        ValueError: if the index has no such parameter.
+    """
+    try:
+        for parameter in filter(None, parameters.split(",")):
+            name, value = parameter.split("=")
+            faiss.ParameterSpace().set_index_parameter(index, name, float(value))
+    except RuntimeError as error:
+        raise ValueError(f"the object index has no parameters {parameters!r}") from error
+
+
 def _training_sample(chunks: Iterable[np.ndarray], total: int, dimension: int) -> np.ndarray:
     """Evenly spaced objects, so that training is reproducible and its memory bounded."""
-    step = max(1, -(-total // _MAX_TRAINING_VECTORS))
-    sample = [np.asarray(chunk[::step], dtype=np.float32) for chunk in chunks]
-    return np.concatenate([np.empty((0, dimension), np.float32), *sample])
+    wanted = max(_MIN_TRAINING_VECTORS, _TRAINING_BYTES // (4 * dimension))
+    step = max(1, -(-total // wanted))
+    sample = np.empty((-(-total // step), dimension), np.float32)
+    seen = filled = 0
+    for chunk in chunks:
+        part = chunk[-seen % step :: step]
+        sample[filled : filled + len(part)] = part
+        seen, filled = seen + len(chunk), filled + len(part)
+    return sample
 
 
 @contextmanager

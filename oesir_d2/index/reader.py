@@ -6,38 +6,35 @@ Shape shorthand: I images, O objects (region embeddings of all images), D dimens
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ..structures import ImageEmbeddings
 from .compatibility import EmbeddingModelInfo
+from .lease import ReaderLease
 from .manifest import Manifest, check_compatible
-from .segments import ImageRecord, Segment, verify_segment
+from .places import ImagePlaces, ObjectOwners, VectorChunks
+from .records import ImageRecord
+from .segments import Segment, verify_segment
 
 
 class EmbeddingIndex:
-    """An index as it was when it was opened; a writer may go on meanwhile.
+    """An index as it was when it was opened; a writer may go on meanwhile, and compact or remove what is read here.
 
     Images are numbered 0 to I - 1 and objects 0 to O - 1, in the order in which they were added, superseded images left
     out; the objects of an image are neighbours. Make it with ``EmbeddingIndex.open``.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, segments: list[Segment]) -> None:
+    def __init__(self, path: Path, manifest: Manifest, segments: list[Segment], lease: ReaderLease) -> None:
         self._path = path
         self._manifest = manifest
         self._segments = segments
-        self._images: list[ImageRecord] = []
-        # By image: the segment's position in the list, the image's position in it, and its first object there.
-        places: list[np.ndarray] = []
-        counts: list[np.ndarray] = []
-        for number, (segment, info) in enumerate(zip(segments, manifest.segments, strict=True)):
-            rows = np.delete(np.arange(info.images), list(info.superseded))
-            places.append(np.stack([np.full_like(rows, number), rows, segment.offsets[rows]], axis=1))
-            counts.append(np.diff(segment.offsets)[rows])
-            self._images += [segment.records[row] for row in rows]
-        self._places = np.concatenate([np.empty((0, 3), np.int64), *places])
+        self._lease = lease
+        self._places = ImagePlaces(segments, [info.superseded for info in manifest.segments])
+        counts = [np.delete(np.diff(s.offsets), i.superseded) for s, i in zip(segments, manifest.segments, strict=True)]
         self._offsets = np.concatenate([[0], *counts]).cumsum(dtype=np.int64)
 
     @classmethod
@@ -53,11 +50,13 @@ class EmbeddingIndex:
             ValueError: if it is no index or a damaged one, or if ``model_info`` is not the index's model.
         """
         path = Path(path)
+        lease = ReaderLease(path)
         manifest = Manifest.load(path)
         if model_info is not None:
             check_compatible(manifest, model_info)
         segments = [Segment.open(path, info, manifest.model.dimension) for info in manifest.segments]
-        index = cls(path, manifest, segments)
+        lease.narrow(manifest.names())
+        index = cls(path, manifest, segments, lease)
         if (len(index.images), index.num_objects) != (manifest.images, manifest.objects):
             raise ValueError(
                 f"index {path} holds {len(index.images)} images and {index.num_objects} objects, "
@@ -76,9 +75,14 @@ class EmbeddingIndex:
         return self._manifest
 
     @property
-    def images(self) -> list[ImageRecord]:
-        """The records of the images 0 to I - 1."""
-        return self._images
+    def segments(self) -> list[Segment]:
+        """The segments, in the order of the manifest's."""
+        return self._segments
+
+    @property
+    def images(self) -> Sequence[ImageRecord]:
+        """The records of the images 0 to I - 1, read from disk as they are asked for."""
+        return self._places
 
     @property
     def dimension(self) -> int:
@@ -90,6 +94,10 @@ class EmbeddingIndex:
         """O, the number of region embeddings."""
         return int(self._offsets[-1])
 
+    @cached_property
+    def _owners(self) -> ObjectOwners:
+        return ObjectOwners(self._offsets)
+
     @property
     def offsets(self) -> np.ndarray:
         """(I + 1,) int64: image i has the objects offsets[i] to offsets[i + 1]."""
@@ -97,8 +105,8 @@ class EmbeddingIndex:
 
     def embeddings_of(self, image_index: int) -> ImageEmbeddings:
         """The embeddings of image ``image_index``, in [0, I)."""
-        segment, row, _ = self._places[image_index].tolist()
-        return self._segments[int(segment)].embeddings_of(int(row))
+        segment, row = self._places.locate(image_index)
+        return self._segments[segment].embeddings_of(row)
 
     def image_of_objects(self, object_ids: np.ndarray) -> np.ndarray:
         """The images that objects belong to.
@@ -109,7 +117,13 @@ class EmbeddingIndex:
         Returns:
             int64 in [0, I), of the same shape.
         """
-        return np.searchsorted(self._offsets, object_ids, side="right") - 1
+        return self._owners.find(object_ids)
+
+    def boxes_of(self, image_index: int) -> np.ndarray:
+        """Read the boxes of image ``image_index``: (n, 4) float32, XYXY in pixels of the original image file."""
+        number, row = self._places.locate(image_index)
+        segment = self._segments[number]
+        return segment.boxes.read(int(segment.offsets[row]), int(segment.offsets[row + 1]))
 
     def vectors_of(self, image_indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read the vectors of some images.
@@ -121,15 +135,19 @@ class EmbeddingIndex:
             vectors: (N, D) float32, L2-normalised, the objects of all these images, image by image.
             offsets: (B + 1,) int64: those of the b-th image are rows offsets[b] to offsets[b + 1].
         """
-        counts = np.diff(self._offsets)[image_indices]
-        parts = [np.empty((0, self.dimension), np.float32)]
-        for (segment, _, start), count in zip(self._places[image_indices].tolist(), counts.tolist(), strict=True):
-            parts.append(self._segments[segment].vectors.read(start, start + count))
-        return np.concatenate(parts), np.concatenate([[0], counts]).cumsum(dtype=np.int64)
+        offsets = np.zeros(len(image_indices) + 1, np.int64)
+        np.cumsum(self._offsets[image_indices + 1] - self._offsets[image_indices], out=offsets[1:])
+        vectors = np.empty((int(offsets[-1]), self.dimension), np.float32)
+        bounds = offsets.tolist()
+        for image, begin, end in zip(image_indices.tolist(), bounds, bounds[1:], strict=False):
+            number, row = self._places.locate(image)
+            segment = self._segments[number]
+            segment.vectors.read_into(vectors[begin:end], int(segment.offsets[row]))
+        return vectors, offsets
 
-    def vector_chunks(self) -> VectorChunks:
-        """The vectors of all objects in their order, piece by piece."""
-        return VectorChunks(self._segments, [info.superseded for info in self._manifest.segments])
+    def vector_chunks(self, first: int = 0) -> VectorChunks:
+        """The vectors of all objects from object ``first`` on, in their order, piece by piece."""
+        return VectorChunks(self._segments, [info.superseded for info in self._manifest.segments], first)
 
     def verify(self) -> None:
         """Read everything and compare it with the checksums of the manifest.
@@ -139,27 +157,3 @@ class EmbeddingIndex:
         """
         for info in self._manifest.segments:
             verify_segment(self._path, info)
-
-
-class VectorChunks:
-    """Iterates, as often as asked, over the vectors of an index: (n, D) float32, L2-normalised, memory-mapped.
-
-    Args:
-        segments: the segments, in order.
-        superseded: for each of them, the positions of the images that are left out, ascending.
-    """
-
-    def __init__(self, segments: Sequence[Segment], superseded: Sequence[tuple[int, ...]]) -> None:
-        self._segments = segments
-        self._superseded = superseded
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for segment, superseded in zip(self._segments, self._superseded, strict=True):
-            vectors = segment.vectors.map()
-            # What lies between two superseded images is one piece of the file.
-            begin = 0
-            for row in (*superseded, len(segment.records)):
-                chunk = vectors[segment.offsets[begin] : segment.offsets[row]]
-                if len(chunk):
-                    yield chunk
-                begin = row + 1

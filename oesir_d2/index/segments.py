@@ -11,44 +11,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..files import fsync_directory, open_synced, remove_temporaries, sha256_of_file, temporary_beside
+from ..files import fsync_directory, open_synced, sha256_of_file, temporary_beside
 from ..structures import ImageEmbeddings
 from .arrays import StoredArray, write_array
 from .manifest import SegmentInfo
+from .records import ImageRecord, StoredRecords
 
 SEGMENTS_FOLDER = "segments"
 RECORDS_FILE = "images.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRecord:
-    """An image file as it was when it was embedded.
-
-    Attributes:
-        image_id: identifier of the image, unique within the index.
-        path: absolute path of the file.
-        width: pixels of the original image, after its EXIF rotation.
-        height: pixels of the original image, after its EXIF rotation.
-        file_size: bytes.
-        modified_ns: time of the file's last change, nanoseconds since the epoch.
-        sha256: of the file's content, in hexadecimal digits.
-    """
-
-    image_id: str
-    path: str
-    width: int
-    height: int
-    file_size: int
-    modified_ns: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -57,7 +34,7 @@ class Segment:
 
     Attributes:
         name: the name that the manifest gives it.
-        records: of the images 0 to I - 1.
+        records: of the images 0 to I - 1, on disk.
         offsets: (I + 1,) int64: the objects of image i are rows offsets[i] to offsets[i + 1].
         vectors: (N, D) float32, L2-normalised, on disk, as are the next three.
         boxes: (N, 4) float32, XYXY in pixels of the original image file after its EXIF rotation.
@@ -66,7 +43,7 @@ class Segment:
     """
 
     name: str
-    records: tuple[ImageRecord, ...]
+    records: StoredRecords
     offsets: np.ndarray
     vectors: StoredArray
     boxes: StoredArray
@@ -88,11 +65,7 @@ class Segment:
         offsets = arrays.pop("offsets").read(0, info.images + 1)
         if offsets[0] != 0 or offsets[-1] != info.objects or (np.diff(offsets) < 0).any():
             raise ValueError(f"{folder / 'offsets.npy'} is damaged: it does not divide {info.objects} objects")
-        records = _read_records(folder / RECORDS_FILE)
-        if len(records) != info.images:
-            raise ValueError(
-                f"{folder / RECORDS_FILE} holds {len(records)} images, the manifest says {info.images}: truncated?"
-            )
+        records = StoredRecords.open(folder / RECORDS_FILE, info.images)
         return cls(info.name, records, offsets, **arrays)
 
     def embeddings_of(self, row: int) -> ImageEmbeddings:
@@ -165,23 +138,6 @@ def verify_segment(index_path: Path, info: SegmentInfo) -> None:
             raise ValueError(f"{path} is damaged: its SHA-256 is {actual[:12]}…, the manifest says {expected[:12]}…")
 
 
-def remove_garbage(index_path: Path, named: Iterable[str]) -> None:
-    """Delete what an interrupted writer left: temporary files, and segments that the manifest does not name.
-
-    Only the holder of the writer's lock may call this.
-    """
-    remove_temporaries(index_path)
-    folder = index_path / SEGMENTS_FOLDER
-    remove_temporaries(folder)
-    if not folder.exists():
-        return
-    kept = set(named)
-    for path in folder.iterdir():
-        # Anything that is not a segment by its name was put there by somebody else.
-        if re.fullmatch(r"[0-9]{6,}", path.name) and path.name not in kept:
-            shutil.rmtree(path)
-
-
 def _layout(images: int, objects: int, dimension: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape and dtype of each array of a segment."""
     return {
@@ -191,13 +147,3 @@ def _layout(images: int, objects: int, dimension: int) -> dict[str, tuple[tuple[
         "classes": ((objects,), np.dtype(np.int64)),
         "offsets": ((images + 1,), np.dtype(np.int64)),
     }
-
-
-def _read_records(path: Path) -> tuple[ImageRecord, ...]:
-    try:
-        with open(path, encoding="ascii") as stream:
-            return tuple(ImageRecord(**json.loads(line)) for line in stream)
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is truncated or damaged: {error}") from error

@@ -1,15 +1,18 @@
-"""Exact search for images as sets of regions, on top of a nearest-neighbour search for single objects.
+"""Search for images as sets of regions, on top of a nearest-neighbour search for single objects.
 
-Shape shorthand: I images of the index, O objects, Q regions of the query, D dimensions, C candidate images, M objects
-fetched a query region.
+Shape shorthand: Q regions of the query, D dimensions, M objects fetched a query region.
 
 The M most similar objects of each query region are fetched. The M-th score, the frontier, bounds from above whatever
 was not fetched. So each image has an upper bound: for a query region that fetched one of its objects the best such
 score, for any other the frontier, and the aggregate over both, since aggregators are monotone. Images are scored from
 their stored vectors in the order of their bounds until the k-th best score lies above every bound that is left. If the
 bound of the images never fetched is the one in the way, more is fetched, and in the end every image is scored. This is
-the threshold algorithm of Fagin, Lotem and Naor (PODS 2001), and it is exact as long as the object index is; with an
-approximate one the scores are exact all the same, but an image may be missed.
+the threshold algorithm of Fagin, Lotem and Naor (PODS 2001), and it is exact as long as the object index is.
+
+An approximate object index misses objects, and its scores are off. What is returned is scored exactly all the same,
+but never by looking at all images. A score counts as bound after the error that 90 % of the scores keep to was added
+to it, and candidates are left when a batch of them brought nothing. More is fetched until k images are certain by
+such bounds, a larger fetch changed nothing, or there is no more to fetch.
 
 Explaining away. The regions of a spliced photo that come from its host match the host almost perfectly, and photos like
 the host rather well; those matches drown the weaker ones of a small pasted object. So the first result may explain the
@@ -22,7 +25,7 @@ does not tell one cloudless sky from another.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
@@ -30,25 +33,24 @@ import numpy as np
 from ..structures import ImageEmbeddings
 from .aggregate import Aggregator, get_aggregator
 from .object_index import ObjectIndex
+from .ranking import Ranking, bound_images, round_scores
 from .reader import EmbeddingIndex
 from .results import RegionMatch, SearchResult
 
 EXPLAINERS = 32
 """The image that explains a query away is chosen among so many that are best by the aggregate."""
 
-SCORE_DECIMALS = 6
-"""Scores are rounded to so many decimals before they are ranked, so that rounding errors decide nothing."""
+FIRST_FETCH = 128
+"""Objects fetched a query region to begin with, where nothing better is known."""
 
-# Far above the error of a float32 inner product of unit vectors, far below a difference that matters.
-_BOUND_SLACK = 1e-5
-# No inner product of unit vectors is lower: the score of what an object index did not find.
-_LOWEST_SCORE = -1.0
-# Images scored in one matrix product: enough to keep the processor busy, little enough for its cache.
-_BATCH_IMAGES = 32
 # How much more is fetched where it was too little.
 _FETCH_GROWTH = 8
 # To fetch a larger share of the objects takes longer than to score all images.
 _LARGEST_FETCH = 1 / 64
+# The same for an approximate object index: how much more, up to how much, and after how many fruitless batches.
+_APPROXIMATE_GROWTH = 4
+_LARGEST_APPROXIMATE_FETCH = 4096
+_PATIENCE = 1
 
 # m -> (scores (Q, m), object ids (Q, m)) of the m nearest objects of each query region.
 _Fetch = Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -60,26 +62,35 @@ class SetSearcher:
     Args:
         index: the images and their embeddings.
         object_index: search over the same objects, numbered as in ``index``; "Flat" makes the results exact.
-        first_fetch: objects fetched a query region to begin with; > 0. It changes the speed, never a result.
+        first_fetch: objects fetched a query region to begin with; > 0, None for what the object index recommends. With
+            an exact object index it changes the speed, never a result.
 
     Raises:
         ValueError: if the two hold different numbers of objects or dimensions.
     """
 
-    def __init__(self, index: EmbeddingIndex, object_index: ObjectIndex, first_fetch: int = 128) -> None:
+    def __init__(self, index: EmbeddingIndex, object_index: ObjectIndex, first_fetch: int | None = None) -> None:
         if (len(object_index), object_index.dimension) != (index.num_objects, index.dimension):
             raise ValueError(
                 f"the object index holds {len(object_index)} objects of dimension {object_index.dimension}, "
                 f"index {index.path} {index.num_objects} of dimension {index.dimension}"
             )
-        assert first_fetch > 0, f"first_fetch is {first_fetch}, must be positive"
         self._index = index
         self._object_index = object_index
-        self._first_fetch = first_fetch
+        # An engine that does not say otherwise is exact.
+        self._is_exact = getattr(object_index, "is_exact", True)
+        self._score_error = 0.0 if self._is_exact else float(getattr(object_index, "score_error", 0.0))
+        self._first_fetch = first_fetch or getattr(object_index, "first_fetch", None) or FIRST_FETCH
+        assert self._first_fetch > 0, f"first_fetch is {first_fetch}, must be positive"
+        share = len(object_index) * _LARGEST_FETCH
+        self._largest_fetch = share if self._is_exact else min(_LARGEST_APPROXIMATE_FETCH, len(object_index))
         # An image without any region has nothing to be found by.
-        self._findable = np.flatnonzero(np.diff(index.offsets))
-        by_id = sorted(range(len(index.images)), key=lambda image: index.images[image].image_id)
-        self._order_of_id = np.argsort(by_id)
+        self._num_findable = int(np.count_nonzero(np.diff(index.offsets)))
+
+    @property
+    def index(self) -> EmbeddingIndex:
+        """The images that are searched."""
+        return self._index
 
     def search(
         self,
@@ -132,52 +143,29 @@ class SetSearcher:
             is_other = ~np.isin(others, images)
             images = np.concatenate([images, others[is_other]])[:top_k]
             scores = np.concatenate([scores, np.minimum(their_scores[is_other], scores[:1])])[:top_k]
-        results = []
-        for rank, (image, score) in enumerate(zip(images, scores, strict=True), start=1):
-            subtracted = explained if rank > 1 else np.zeros(len(query))
-            results.append(self._make_result(rank, int(image), float(score), query, subtracted, matches_per_result))
-        return results
+        return self._make_results(query, images, scores, explained, matches_per_result)
 
     def _rank(
         self, query: ImageEmbeddings, fetch_objects: _Fetch, top_k: int, aggregator: Aggregator
     ) -> tuple[np.ndarray, np.ndarray]:
         """The ``top_k`` best images and their scores."""
-        wanted = min(top_k, len(self._findable))
-        ranking = _Ranking(self._index, query, wanted, aggregator, self._order_of_id)
+        wanted = min(top_k, self._num_findable)
+        ranking = Ranking(self._index, query.vectors, wanted, aggregator, None if self._is_exact else _PATIENCE)
         fetch = max(self._first_fetch, 4 * wanted)
-        while fetch <= len(self._object_index) * _LARGEST_FETCH:
+        is_first = True
+        while fetch <= self._largest_fetch or (is_first and not self._is_exact):
             scores, ids = fetch_objects(fetch)
-            candidates, bounds, bound_of_others = self._bound(scores, ids, aggregator)
-            ranking.score_by_bound(candidates, bounds)
-            if ranking.lowest > bound_of_others or (ids[:, -1] < 0).all():
+            candidates, bounds, bound_of_others = bound_images(self._index, scores, ids, aggregator, self._score_error)
+            has_changed = ranking.score_by_bound(candidates, bounds)
+            is_settled = not (self._is_exact or is_first or has_changed)
+            if ranking.lowest > bound_of_others or is_settled or (ids[:, -1] < 0).all():
                 return ranking.images, ranking.scores
-            fetch *= _FETCH_GROWTH
-        ranking.score_by_bound(self._findable, np.full(len(self._findable), np.inf))
+            fetch *= _FETCH_GROWTH if self._is_exact else _APPROXIMATE_GROWTH
+            is_first = False
+        if self._is_exact:
+            findable = np.flatnonzero(np.diff(self._index.offsets))
+            ranking.score_by_bound(findable, np.full(len(findable), np.inf))
         return ranking.images, ranking.scores
-
-    def _bound(
-        self, scores: np.ndarray, ids: np.ndarray, aggregator: Aggregator
-    ) -> tuple[np.ndarray, np.ndarray, float]:
-        """Bound all images' scores by what was fetched.
-
-        Args:
-            scores: (Q, M) float32, best first, -inf where nothing was found.
-            ids: (Q, M) int64 object ids, -1 where nothing was found.
-            aggregator: see ``aggregate``.
-
-        Returns:
-            candidates: (C,) int64, the images fetched.
-            bounds: (C,) upper bounds of their scores.
-            bound_of_others: upper bound of the score of any other image.
-        """
-        frontier = np.maximum(scores[:, -1].astype(np.float64), _LOWEST_SCORE)
-        regions, columns = np.nonzero(ids >= 0)
-        found = ids[regions, columns]
-        candidates, positions = np.unique(self._index.image_of_objects(found), return_inverse=True)
-        best_pairs = np.tile(frontier, (len(candidates), 1))
-        np.maximum.at(best_pairs, (positions, regions), scores[regions, columns])
-        bounds = _round(aggregator(best_pairs + _BOUND_SLACK))
-        return candidates, bounds, float(_round(aggregator(frontier[None] + _BOUND_SLACK))[0])
 
     def _choose_explainer(
         self, query: ImageEmbeddings, images: np.ndarray, scores: np.ndarray, weight: float
@@ -198,114 +186,53 @@ class SetSearcher:
         """
         if len(images) == 0:
             return images, scores, np.zeros(len(query))
-        best_pairs = np.stack([self._best_pairs(int(image), query)[1] for image in images])
+        best_pairs = np.stack([pairs for _, pairs in self._best_pairs(query, images)])
         areas = np.prod(query.boxes[:, 2:] - query.boxes[:, :2], axis=1, dtype=np.float64)
-        chosen = int(_round(best_pairs @ (areas / areas.sum())).argmax())
+        chosen = int(round_scores(best_pairs @ (areas / areas.sum())).argmax())
         return images[chosen : chosen + 1], scores[chosen : chosen + 1], weight * best_pairs[chosen].clip(min=0)
 
-    def _best_pairs(self, image: int, query: ImageEmbeddings) -> tuple[np.ndarray, np.ndarray]:
-        """For each query region the image's most similar region, (Q,) int64, and that pair's score, (Q,) float64."""
-        vectors = self._index.embeddings_of(image).vectors
-        similarities = _round(query.vectors.astype(np.float64) @ vectors.T.astype(np.float64))
-        return similarities.argmax(axis=1), similarities.max(axis=1)
+    def _best_pairs(self, query: ImageEmbeddings, images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each image, each query region's most similar region, (Q,) int64, and that pair's score, (Q,) float64."""
+        vectors, offsets = self._index.vectors_of(images)
+        similarities = round_scores(vectors.astype(np.float64) @ query.vectors.T.astype(np.float64))
+        for start, stop in zip(offsets, offsets[1:], strict=False):
+            of_image = similarities[start:stop]
+            yield of_image.argmax(axis=0), of_image.max(axis=0)
 
-    def _make_result(
+    def _make_results(
         self,
-        rank: int,
-        image: int,
-        score: float,
         query: ImageEmbeddings,
-        subtracted: np.ndarray,
+        images: np.ndarray,
+        scores: np.ndarray,
+        explained: np.ndarray,
         matches_per_result: int,
-    ) -> SearchResult:
-        boxes = self._index.embeddings_of(image).boxes
-        best_regions, best_scores = self._best_pairs(image, query)
-        matches = [
-            RegionMatch(_to_box(query.boxes[q]), _to_box(boxes[best_regions[q]]), float(best_scores[q]))
-            for q in np.argsort(subtracted - best_scores, kind="stable")[:matches_per_result]
-        ]
-        record = self._index.images[image]
-        return SearchResult(rank, record.image_id, record.path, score, matches)
+    ) -> list[SearchResult]:
+        if matches_per_result == 0:
+            # A ranking of the whole database would read all its vectors once more.
+            records = [self._index.images[image] for image in images.tolist()]
+            return [
+                SearchResult(rank, record.image_id, record.path, score, [])
+                for rank, (record, score) in enumerate(zip(records, scores.tolist(), strict=True), start=1)
+            ]
+        results: list[SearchResult] = []
+        query_boxes = [_to_box(box) for box in query.boxes]
+        for image, score, (best_regions, best_scores) in zip(
+            images.tolist(), scores.tolist(), self._best_pairs(query, images), strict=True
+        ):
+            contributions = best_scores - explained if results else best_scores
+            boxes = self._index.boxes_of(image)
+            matches = [
+                RegionMatch(query_boxes[q], _to_box(boxes[best_regions[q]]), float(best_scores[q]))
+                for q in np.argsort(-contributions, kind="stable")[:matches_per_result]
+            ]
+            record = self._index.images[image]
+            results.append(SearchResult(len(results) + 1, record.image_id, record.path, score, matches))
+        return results
 
 
 def _make_fetch(object_index: ObjectIndex, query: ImageEmbeddings) -> _Fetch:
     """Fetch the m nearest objects of every query region, each m only once however many rankings ask for it."""
     return cache(lambda m: object_index.search(query.vectors, m))
-
-
-class _Ranking:
-    """The best images among those scored so far.
-
-    Attributes:
-        images: (n,) int64, best first; n is ``wanted`` as soon as so many were scored.
-        scores: (n,) float64 exact scores, rounded.
-    """
-
-    def __init__(
-        self,
-        index: EmbeddingIndex,
-        query: ImageEmbeddings,
-        wanted: int,
-        aggregator: Aggregator,
-        order_of_id: np.ndarray,
-    ) -> None:
-        self._index = index
-        self._query_vectors = query.vectors.T.astype(np.float32)
-        self._wanted = wanted
-        self._aggregator = aggregator
-        self._order_of_id = order_of_id
-        self._is_scored = np.zeros(len(index.images), dtype=bool)
-        self.images = np.empty(0, np.int64)
-        self.scores = np.empty(0, np.float64)
-
-    @property
-    def lowest(self) -> float:
-        """The score that another image must reach to be among the best."""
-        return float(self.scores[-1]) if len(self.scores) == self._wanted > 0 else -np.inf
-
-    def score_by_bound(self, candidates: np.ndarray, bounds: np.ndarray) -> None:
-        """Score the candidates that can be among the best.
-
-        Args:
-            candidates: (C,) int64 images, each with one region at least.
-            bounds: (C,) upper bounds of their scores.
-        """
-        is_new = ~self._is_scored[candidates]
-        candidates, bounds = candidates[is_new], bounds[is_new]
-        order = np.argsort(-bounds, kind="stable")
-        for start in range(0, len(order), _BATCH_IMAGES):
-            batch = order[start : start + _BATCH_IMAGES]
-            # An equal score may still win by its image id.
-            batch = batch[bounds[batch] >= self.lowest]
-            if len(batch) == 0:
-                return
-            self._score(candidates[batch])
-
-    def _score(self, images: np.ndarray) -> None:
-        vectors, offsets = self._index.vectors_of(images)
-        self._is_scored[images] = True
-        # Single precision sorts out most images in half the time.
-        bounds = _round(self._aggregator(self._best_pairs(vectors, offsets) + _BOUND_SLACK))
-        kept = bounds >= self.lowest
-        counts = np.diff(offsets)
-        vectors, offsets = vectors[np.repeat(kept, counts)], np.append(0, np.cumsum(counts[kept]))
-        # Products of float32 numbers are exact in float64. So the same pair of regions has the same score wherever it
-        # stands in a matrix, and copies of a photo tie.
-        scores = _round(self._aggregator(self._best_pairs(vectors.astype(np.float64), offsets)))
-        all_images = np.concatenate([self.images, images[kept]])
-        all_scores = np.concatenate([self.scores, scores])
-        best = np.lexsort((self._order_of_id[all_images], -all_scores))[: self._wanted]
-        self.images, self.scores = all_images[best], all_scores[best]
-
-    def _best_pairs(self, vectors: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """(B, Q) best-pair scores of B images, in the precision of ``vectors``."""
-        similarities = vectors @ self._query_vectors.astype(vectors.dtype)
-        return np.maximum.reduceat(similarities, offsets[:-1], axis=0)
-
-
-def _round(scores: np.ndarray) -> np.ndarray:
-    # Adding zero makes a negative zero positive.
-    return np.round(scores, SCORE_DECIMALS) + 0.0
 
 
 def _to_box(box: np.ndarray) -> tuple[float, float, float, float]:

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from ..files import TEMPORARY_PREFIX
 from ..structures import ImageEmbeddings
+from .adoption import adopt_segments
+from .compaction import SEGMENT_OBJECTS, compact_segments, group_segments
 from .compatibility import EmbeddingModelInfo
-from .lock import LOCK_FILE, WriterLock
-from .manifest import MANIFEST_FILE, Manifest, check_compatible
+from .manifest import Manifest
 from .object_index import check_factory
-from .segments import ImageRecord, Segment, remove_garbage, write_segment
+from .records import ImageRecord
+from .segments import write_segment
+from .store import IndexStore
 
 logger = logging.getLogger(__name__)
 
 _NORM_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """Where an image that counts lies on disk."""
-
-    segment: str
-    row: int
-    record: ImageRecord
-    objects: int
 
 
 class IndexWriter:
@@ -64,26 +54,9 @@ class IndexWriter:
         if segment_images < 1:
             raise ValueError(f"segment_images is {segment_images}, expected at least 1")
         check_factory(factory, model_info.dimension)
-        self._path = Path(path)
         self._segment_images = segment_images
-        # Before anything is touched: this may be somebody else's folder.
-        _refuse_foreign(self._path)
-        try:
-            self._path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"index folder {self._path} cannot be created: {error.strerror}") from error
-        self._lock = WriterLock(self._path)
-        try:
-            self._manifest = self._load_or_create(model_info, factory)
-            self._segments: dict[str, Segment] = {}
-            self._stored: dict[str, _Stored] = {}
-            for info in self._manifest.segments:
-                self._take_in(Segment.open(self._path, info, model_info.dimension), set(info.superseded))
-        except BaseException:
-            self._lock.release()
-            raise
+        self._store = IndexStore(Path(path), model_info, factory)
         self._buffer: dict[str, tuple[ImageEmbeddings, ImageRecord]] = {}
-        self._write_failed = False
 
     def __enter__(self) -> IndexWriter:
         return self
@@ -98,21 +71,21 @@ class IndexWriter:
             self.close()
         except OSError:
             # The error that ended the block is the one to report.
-            logger.exception("The images gathered last could not be written to index %s", self._path)
+            logger.exception("The images gathered last could not be written to index %s", self.path)
 
     @property
     def path(self) -> Path:
         """The index folder."""
-        return self._path
+        return self._store.path
 
     @property
     def manifest(self) -> Manifest:
         """The manifest as it is on disk: what is still gathered is not in it."""
-        return self._manifest
+        return self._store.manifest
 
     def known(self) -> dict[str, ImageRecord]:
         """The images of the index by their ids, those still gathered included."""
-        known = {image_id: stored.record for image_id, stored in self._stored.items()}
+        known = {image_id: stored.record for image_id, stored in self._store.images.items()}
         known.update((image_id, record) for image_id, (_, record) in self._buffer.items())
         return known
 
@@ -129,7 +102,7 @@ class IndexWriter:
                 index or not normalised.
             OSError: if a segment was due and could not be written; the index on disk stays as it was.
         """
-        assert not self._write_failed, "writing failed before: open the index anew"
+        assert not self._store.failed, "writing failed before: open the index anew"
         self._check(embeddings, record)
         self._buffer[record.image_id] = (embeddings, record)
         if len(self._buffer) >= self._segment_images:
@@ -145,13 +118,13 @@ class IndexWriter:
             OSError: as ``add``.
         """
         buffered = self._buffer.get(record.image_id)
-        stored = self._stored.get(record.image_id)
+        stored = self._store.images.get(record.image_id)
         if buffered is not None:
             embeddings, known = buffered
         elif stored is not None:
-            embeddings, known = self._segments[stored.segment].embeddings_of(stored.row), stored.record
+            embeddings, known = self._store.segments[stored.segment].embeddings_of(stored.row), stored.record
         else:
-            raise ValueError(f"image {record.image_id!r} is not in index {self._path}")
+            raise ValueError(f"image {record.image_id!r} is not in index {self.path}")
         if known.sha256 != record.sha256:
             raise ValueError(f"image {record.image_id!r} has changed since it was embedded: it must be added anew")
         self.add(embeddings, record)
@@ -162,51 +135,91 @@ class IndexWriter:
         Raises:
             OSError: if it cannot be written; the index on disk stays as it was.
         """
-        assert not self._write_failed, "writing failed before: open the index anew"
         if not self._buffer:
             return
-        name = self._manifest.next_segment_name()
-        # Stays set if anything, Ctrl-C included, comes in between: then the memory may lag behind the disk.
-        self._write_failed = True
-        try:
-            self._commit(name)
-        except BaseException as error:
-            self._clean_up()
-            if isinstance(error, OSError):
-                raise OSError(
-                    error.errno or errno.EIO,
-                    f"segment {name} of index {self._path} could not be written ({error.strerror or error}); "
-                    f"the index keeps its {self._manifest.images} images",
-                ) from error
-            raise
-        self._write_failed = False
+        [name] = self._store.next_names()
+        with self._store.change(f"segment {name} of index {self.path} could not be written"):
+            images = list(self._buffer.values())
+            info = write_segment(self.path, name, images, self.manifest.model.dimension)
+            replaced = [image_id for image_id in self._buffer if image_id in self._store.images]
+            self._store.commit([info], taken_out=replaced)
+            self._buffer.clear()
+        logger.debug("Wrote segment %s of index %s: %d images", name, self.path, info.images)
+
+    def remove(self, image_ids: Iterable[str]) -> None:
+        """Take images out, in one commit: they are not found any more; ``compact`` frees their place on the disk.
+
+        Raises:
+            ValueError: if one of them is not in the index; then none is removed.
+            OSError: if the manifest could not be written; the index on disk stays as it was.
+        """
+        self.flush()
+        wanted = dict.fromkeys(image_ids)
+        unknown = [image_id for image_id in wanted if image_id not in self._store.images]
+        if unknown:
+            more = f" and {len(unknown) - 1} more are" if len(unknown) > 1 else " is"
+            raise ValueError(f"image {unknown[0]!r}{more} not in index {self.path}: nothing was removed")
+        if wanted:
+            with self._store.change(f"images of index {self.path} could not be removed"):
+                self._store.commit(taken_out=wanted)
+
+    def compact(self, segment_objects: int = SEGMENT_OBJECTS) -> Iterator[int]:
+        """Free the place of images that do not count any more, and make few full segments of many small ones.
+
+        What is gathered is written first. Neighbouring segments are written anew as one, and each such step is one
+        commit: a crash keeps the steps done, and the disk needs room for one segment more. Readers go on: a
+        segment that one of them has open is deleted by a later writer. The order of the images stays.
+
+        Args:
+            segment_objects: region embeddings a segment at most, unless one segment has more already; > 0.
+
+        Yields:
+            After each step, the segments that it replaced; see ``compaction_segments`` for how many it will be.
+
+        Raises:
+            OSError: if a segment could not be written; the index keeps what was done before.
+        """
+        self.flush()
+        yield from compact_segments(self._store, segment_objects)
+
+    def compaction_segments(self, segment_objects: int = SEGMENT_OBJECTS) -> int:
+        """Segments that ``compact`` would replace now."""
+        return sum(map(len, group_segments(self._store, segment_objects)))
+
+    def adopt(self, source: str | os.PathLike[str]) -> int:
+        """Take over all images of another index, in one commit: how indexes are merged.
+
+        What is gathered is written first. The other index stays as it is: its segments, which never change, are hard
+        linked, or copied and checked if that cannot be. Of an image that both have, the one whose file changed
+        last counts (on a draw the one here), so it is never there twice. After a crash all images are taken over
+        or none; adopting the same index once more adds nothing.
+
+        Args:
+            source: the folder of an index that the same model built.
+
+        Returns:
+            Images that count now and did not before, newer versions of images included.
+
+        Raises:
+            FileNotFoundError: if ``source`` does not exist.
+            ValueError: if it is no index, a damaged one, this one, or was built with another model.
+            OSError: if it cannot be read, or the index here cannot be written; it then stays as it was.
+        """
+        self.flush()
+        return adopt_segments(self._store, Path(source))
 
     def close(self) -> None:
         """Write what is gathered, unless writing failed before, and let the next writer in."""
         try:
-            if not self._write_failed:
+            if not self._store.failed:
                 self.flush()
         finally:
-            self._lock.release()
-
-    def _load_or_create(self, model_info: EmbeddingModelInfo, factory: str) -> Manifest:
-        manifest: Manifest | None = None
-        current = Manifest(model_info, factory)
-        if (self._path / MANIFEST_FILE).exists():
-            manifest = Manifest.load(self._path)
-            check_compatible(manifest, model_info)
-            # The same weights may lie elsewhere by now.
-            model = replace(manifest.model, references=model_info.references)
-            current = replace(manifest, model=model, factory=factory)
-        if current != manifest:
-            current.save(self._path)
-        remove_garbage(self._path, (info.name for info in current.segments))
-        return current
+            self._store.release()
 
     def _check(self, embeddings: ImageEmbeddings, record: ImageRecord) -> None:
         if embeddings.image_id != record.image_id:
             raise ValueError(f"embeddings of image {embeddings.image_id!r} came with the record of {record.image_id!r}")
-        dimension = self._manifest.model.dimension
+        dimension = self.manifest.model.dimension
         if embeddings.dimension != dimension:
             raise ValueError(
                 f"embeddings of image {record.image_id!r} have dimension {embeddings.dimension}, the index {dimension}"
@@ -215,53 +228,3 @@ class IndexWriter:
         wrong = norms[(np.abs(norms - 1) > _NORM_TOLERANCE) & (norms > 0)]
         if len(wrong):
             raise ValueError(f"an embedding of image {record.image_id!r} has norm {wrong[0]:.4g}, expected 1")
-
-    def _commit(self, name: str) -> None:
-        images = list(self._buffer.values())
-        info = write_segment(self._path, name, images, self._manifest.model.dimension)
-        replaced = [self._stored[image_id] for image_id in self._buffer if image_id in self._stored]
-        superseded: dict[str, list[int]] = defaultdict(list)
-        for stored in replaced:
-            superseded[stored.segment].append(stored.row)
-        manifest = self._manifest.with_segment(
-            info,
-            superseded,
-            images=self._manifest.images + info.images - len(replaced),
-            objects=self._manifest.objects + info.objects - sum(stored.objects for stored in replaced),
-        )
-        manifest.save(self._path)
-        self._manifest = manifest
-        self._take_in(Segment.open(self._path, info, manifest.model.dimension), set())
-        self._buffer.clear()
-        logger.debug("Wrote segment %s of index %s: %d images", name, self._path, info.images)
-
-    def _take_in(self, segment: Segment, superseded: set[int]) -> None:
-        self._segments[segment.name] = segment
-        objects_per_image = np.diff(segment.offsets).tolist()
-        for row, (record, objects) in enumerate(zip(segment.records, objects_per_image, strict=True)):
-            if row not in superseded:
-                self._stored[record.image_id] = _Stored(segment.name, row, record, objects)
-
-    def _clean_up(self) -> None:
-        """Delete what a failed commit left; what the manifest on disk names stays, whenever the failure came."""
-        try:
-            self._manifest = Manifest.load(self._path)
-            remove_garbage(self._path, (info.name for info in self._manifest.segments))
-        except (OSError, ValueError):
-            logger.exception("Unfinished files of index %s stay until it is opened for writing again", self._path)
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raise ``ValueError`` if there is something at ``path`` that is neither an index nor an empty folder."""
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise ValueError(f"{path} is a file, expected an index or a folder to create one in")
-    if (path / MANIFEST_FILE).exists():
-        Manifest.load(path)
-        return
-    for item in sorted(path.iterdir()):
-        # A creation that was interrupted leaves the lock, and perhaps a temporary manifest.
-        is_unfinished = item.name.startswith(TEMPORARY_PREFIX) and item.name.endswith(MANIFEST_FILE)
-        if item.name != LOCK_FILE and not is_unfinished:
-            raise ValueError(f"{path} is neither an index nor an empty folder: it holds {item.name!r}")

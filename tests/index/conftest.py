@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 import pytest
 
-from oesir_d2.index import EmbeddingModelInfo, ImageRecord, IndexWriter, set_search
+from oesir_d2.index import EmbeddingModelInfo, ImageRecord, IndexWriter, ranking, set_search
 from oesir_d2.structures import ImageEmbeddings
 
 DIMENSION = 8
@@ -36,7 +36,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a search of a small index go every way that a search of a large one can."""
     monkeypatch.setattr(set_search, "_FETCH_GROWTH", 2)
     monkeypatch.setattr(set_search, "_LARGEST_FETCH", 0.5)
-    monkeypatch.setattr(set_search, "_BATCH_IMAGES", 3)
+    monkeypatch.setattr(ranking, "_BATCH_IMAGES", 3)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from oesir_d2.index import EmbeddingIndex, IndexWriter, SetSearcher, build_object_index
+from oesir_d2.index.store import IndexStore
 
 NAMES = [f"image{number}" for number in range(6)]
 REPLACED = NAMES[:3]
@@ -211,7 +212,7 @@ def test_no_image_is_written_twice_when_writing_is_interrupted(
     path = tmp_path / "index"
     with pytest.raises(KeyboardInterrupt):
         with IndexWriter(path, model_info, "Flat", 2) as writer:
-            monkeypatch.setattr(writer, "_take_in", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            monkeypatch.setattr(IndexStore, "_take_in", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             for name in "ab":
                 writer.add(make_image(name), make_record(name))
     assert [record.image_id for record in EmbeddingIndex.open(path).images] == ["a", "b"]

@@ -56,6 +56,7 @@ def test_too_few_objects_to_train_on(vectors):
 
 
 def test_training_sees_a_bounded_sample(vectors, monkeypatch):
-    monkeypatch.setattr("oesir_d2.index.object_index._MAX_TRAINING_VECTORS", 100)
+    monkeypatch.setattr("oesir_d2.index.object_index._MIN_TRAINING_VECTORS", 100)
+    monkeypatch.setattr("oesir_d2.index.object_index._TRAINING_BYTES", 100)
     index = build_object_index("IVF4,Flat", 8, [vectors[:150], vectors[150:]])
     assert len(index) == 300

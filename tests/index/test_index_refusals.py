@@ -198,7 +198,7 @@ def test_a_creation_that_was_interrupted_is_taken_up(tmp_path, model_info):
     for name in (".lock", ".tmp-123-manifest.json"):
         (path / name).touch()
     IndexWriter(path, model_info, "Flat", 2).close()
-    assert {item.name for item in path.iterdir()} == {".lock", "manifest.json"}
+    assert {item.name for item in path.iterdir()} == {".lock", ".readers", "manifest.json"}
 
 
 def test_bad_arguments_create_nothing(tmp_path, model_info):

@@ -1,0 +1,172 @@
+"""The object index on disk: as good as promised, never out of date unnoticed, and never the only copy."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from oesir_d2.evaluation.synthetic_embeddings import SyntheticWorld
+from oesir_d2.index import (
+    Budget,
+    EmbeddingIndex,
+    EmbeddingModelInfo,
+    ImageRecord,
+    IndexWriter,
+    Manifest,
+    SetSearcher,
+    build_object_index,
+    find_damage,
+    open_object_index,
+    refresh_object_index,
+    tune_object_index,
+)
+from oesir_d2.index.tuning import plan_object_indexes
+
+WORLD = SyntheticWorld(dimension=32)
+PHOTOS = 600
+MODEL = EmbeddingModelInfo({}, {}, "a" * 64, "", {}, 32)
+
+
+def add(path: Path, first: int, last: int) -> None:
+    with IndexWriter(path, MODEL, "Flat", 100) as writer:
+        for number, image in enumerate(WORLD.make_photos(last, regions=5)):
+            if number >= first:
+                record = ImageRecord(image.image_id, f"/{image.image_id}", 640, 480, 1, number, f"{number:064x}")
+                writer.add(image, record)
+
+
+def answers(index, object_index, aggregate="max", explain_away=0.0):
+    searcher = SetSearcher(index, object_index)
+    queries = [
+        WORLD.make_query(number, index.embeddings_of(7 * number), index.embeddings_of(7 * number + 3), regions=12)
+        for number in range(20)
+    ]
+    return [
+        [result.image_id for result in searcher.search(query, 10, aggregate, explain_away=explain_away)]
+        for query in queries
+    ]
+
+
+def recall(found, exact):
+    return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, exact, strict=True)])
+
+
+@pytest.fixture
+def path(tmp_path):
+    add(tmp_path / "index", 0, PHOTOS)
+    return tmp_path / "index"
+
+
+@pytest.mark.parametrize(
+    ("factory", "least"),
+    [
+        ("Flat", 1.0),
+        ("IVF32,Flat", 0.95),
+        ("IVF32,SQ8", 0.95),
+        ("OPQ8,IVF32,PQ16", 0.9),
+        ("HNSW16", 0.8),
+        ("PQ16", 0.9),
+    ],
+)
+def test_finds_what_an_exact_search_finds(path, factory, least):
+    stored = tune_object_index(path, Budget(min_recall=0.95), factory)
+    index = EmbeddingIndex.open(path)
+    assert stored.measured["recall_at_10"] >= least - 0.05
+    exact = build_object_index("Flat", 32, index.vector_chunks())
+    mapped = open_object_index(index)
+    assert index.manifest.factory == factory and mapped.first_fetch == stored.first_fetch
+    assert recall(answers(index, mapped), answers(index, exact)) >= least
+    explained, expected = answers(index, mapped, explain_away=1.0), answers(index, exact, explain_away=1.0)
+    assert recall(explained, expected) >= least - 0.1
+    assert [found[0] for found in explained] == [found[0] for found in expected], "the host comes first"
+    assert [found[0] for found in answers(index, mapped, "sum_max")] == [
+        found[0] for found in answers(index, exact, "sum_max")
+    ]
+
+
+def test_follows_the_index(path, caplog):
+    tune_object_index(path, Budget(), "IVF16,Flat")
+    with IndexWriter(path, MODEL, "Flat", 100) as writer:
+        writer.remove(["photo000000003", "photo000000100"])
+    index = EmbeddingIndex.open(path)
+    assert index.manifest.fresh_object_index() is None
+    assert len(open_object_index(index)) == index.num_objects == 5 * (PHOTOS - 2)
+    assert "out of date" in caplog.text
+    assert refresh_object_index(path) and not refresh_object_index(path)
+    add(path, PHOTOS, PHOTOS + 50)
+    trained = Manifest.load(path).object_index.trained_on
+    assert refresh_object_index(path)
+    assert Manifest.load(path).object_index.trained_on == trained, "new photos need no training"
+    with IndexWriter(path, MODEL, "Flat", 100) as writer:
+        assert sum(writer.compact()) > 1
+    index = EmbeddingIndex.open(path)
+    assert index.manifest.fresh_object_index() is not None, "compaction keeps the objects and their order"
+    assert index.manifest.factory == "IVF16,Flat", "a tuned index stays tuned"
+    exact = build_object_index("Flat", 32, index.vector_chunks())
+    assert recall(answers(index, open_object_index(index)), answers(index, exact)) >= 0.95
+    IndexWriter(path, MODEL, "Flat", 100).close()
+    assert len(list((path / "object_index").iterdir())) == 1, "the next writer deletes what a reader held"
+
+
+def test_damage_is_found_and_costs_no_answer(path, caplog):
+    tune_object_index(path, Budget(), "SQ8")
+    assert [found for found in find_damage(path) if found] == []
+    [file] = (path / "object_index").iterdir()
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert [found for found in find_damage(path) if found] == [
+        f"{file} is damaged: its SHA-256 is not the one in the manifest"
+    ]
+    for broken in (content[:-1], b"", None):
+        file.write_bytes(broken) if broken is not None else file.unlink()
+        index = EmbeddingIndex.open(path)
+        assert len(open_object_index(index)) == index.num_objects
+    assert "built anew, in memory" in caplog.text
+    add(path, PHOTOS, PHOTOS + 1)
+    assert refresh_object_index(path)
+    assert [found for found in find_damage(path) if found] == []
+
+
+def test_a_full_disk_leaves_the_index_as_it_was(path, monkeypatch, snapshot):
+    tune_object_index(path, Budget(), "SQ8")
+    before = snapshot(path)
+
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="object index of .* could not be written .*No space left"):
+        tune_object_index(path, Budget(), "PQ8")
+    assert snapshot(path) == before
+
+
+def test_a_reader_goes_on_when_the_object_index_is_replaced(path):
+    tune_object_index(path, Budget(), "IVF16,SQ8")
+    index = EmbeddingIndex.open(path)
+    mapped = open_object_index(index)
+    expected = answers(index, mapped)
+    tune_object_index(path, Budget(), "Flat")
+    assert answers(index, mapped) == expected
+
+
+def test_a_budget_chooses_and_says_what_is_impossible(path):
+    plans = plan_object_indexes(100_000, 1_000_000, 256, Budget())
+    assert [plan.factory for plan in plans] == [
+        "IVF4096,Flat", "IVF4096,SQ8", "IVF4096,PQ64", "IVF4096,PQ32", "IVF4096,PQ16"
+    ]  # fmt: skip
+    [largest, *_] = plan_object_indexes(100_000, 1_000_000, 256, Budget(max_memory=48_000_000))
+    assert (largest.factory, largest.bytes) == ("IVF4096,PQ32", 40_000_000 + 256 * 1024 + 4096 * 1024 + 2_400_000)
+    with pytest.raises(ValueError, match="max_memory is 1000000 bytes, .* IVF4096,PQ16, needs [0-9]+; allow so much"):
+        plan_object_indexes(100_000, 1_000_000, 256, Budget(max_memory=1_000_000))
+    for wrong in ({"min_recall": 1.5}, {"min_recall": 0}, {"max_memory": 0}, {"max_latency": float("nan")}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Budget(**wrong)
+    before = Manifest.load(path)
+    with pytest.raises(ValueError, match="no type of object index fits the budget here; reached were Flat .*PQ"):
+        tune_object_index(path, Budget(max_latency=1e-9))
+    assert Manifest.load(path) == before
+    assert tune_object_index(path, Budget(max_memory=200_000)).factory in ("SQ8", "PQ8", "PQ4", "PQ2")
