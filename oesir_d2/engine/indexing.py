@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from tqdm import tqdm
 
 from oesir_d2.data.images import ImageFile, UnreadableImageError
 from oesir_d2.engine.embedder import EmbeddedImage, Embedder
+from oesir_d2.engine.index_shares import adopt_shares
+from oesir_d2.engine.object_search import bring_up_to_date, check_backend
 from oesir_d2.files import sha256_of_file
-from oesir_d2.index import ImageRecord, IndexWriter, SkippedFiles
+from oesir_d2.index import ImageRecord, IndexWriter, Manifest, SkippedFiles
 
 BYTES_PER_FLOAT = 4
 
@@ -55,45 +57,92 @@ def build_index(cfg: CfgNode, files: list[ImageFile], output: Path, strict: bool
         strict: stop at the first file that cannot be read, instead of writing it to ``skipped.jsonl``.
 
     Raises:
-        ValueError: the folder is something else than an index, or holds an index of another model.
+        ValueError: the folder is something else than an index, or holds an index of another model; or Milvus, if it is
+            the backend, cannot be used.
         UnreadableImageError: in strict mode.
         OSError: the disk is full, or the folder cannot be written; what the index held stays.
     """
+    check_backend(cfg, output)
     embedder = Embedder(cfg)
     start = time.perf_counter()
-    embedded = skipped = 0
     with (
         IndexWriter(output, embedder.info, cfg.INDEX.FACTORY, cfg.INDEX.SEGMENT_IMAGES) as writer,
         SkippedFiles(output) as skipped_files,
         tqdm(total=len(files), desc="Embedding", unit="photo") as progress,
     ):
-        fingerprints: dict[str, FileFingerprint | None] = {}
-        changed = _changed_files(writer, files, fingerprints, progress)
-        for file, result in embedder.embed_all(changed):
-            try:
-                record = _record(file, result, fingerprints.pop(file.image_id))
-            except UnreadableImageError as error:
-                if strict:
-                    raise
-                skipped_files.add(_locate(file.path), error.reason)
-                skipped += 1
-            else:
-                writer.add(result.embeddings, record)
-                skipped_files.resolve(record.path)
-                embedded += 1
-            progress.update()
+        adopt_shares(writer, skipped_files)
+        changed = find_changed_files(writer, files, progress)
+        done = embed_files(embedder, changed, writer, skipped_files, progress, strict)
         writer.flush()
         manifest = writer.manifest
-    seconds = time.perf_counter() - start
+    bring_up_to_date(cfg, output)
+    return summarise(manifest, done, time.perf_counter() - start)
+
+
+def summarise(manifest: Manifest, done: Progress, seconds: float) -> BuildSummary:
+    """What a build did, from the manifest of the finished index."""
     return BuildSummary(
         images=manifest.images,
         objects=manifest.objects,
-        embedded=embedded,
-        skipped=skipped,
+        embedded=done.embedded,
+        skipped=done.skipped,
         seconds=round(seconds, 3),
-        images_per_second=round(embedded / seconds, 3),
+        images_per_second=round(done.embedded / seconds, 3),
         bytes_per_object=manifest.model.dimension * BYTES_PER_FLOAT,
     )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Photos that were embedded, and photos that could not be read."""
+
+    embedded: int
+    skipped: int
+
+
+def embed_files(
+    embedder: Embedder,
+    files: Iterable[ImageFile],
+    writer: IndexWriter,
+    skipped_files: SkippedFiles,
+    progress: tqdm,
+    strict: bool,
+) -> Progress:
+    """Embed photos into an index; those that cannot be read go to its list, or in strict mode end the work.
+
+    Raises:
+        UnreadableImageError: in strict mode.
+        OSError: as ``IndexWriter.add``.
+    """
+    embedded = skipped = 0
+    fingerprints: dict[str, FileFingerprint | None] = {}
+    for file, result in embedder.embed_all(_take_fingerprints(files, fingerprints)):
+        try:
+            record = _record(file, result, fingerprints.pop(file.image_id))
+        except UnreadableImageError as error:
+            if strict:
+                raise
+            skipped_files.add(locate(file.path), error.reason)
+            skipped += 1
+        else:
+            writer.add(result.embeddings, record)
+            skipped_files.resolve(record.path)
+            embedded += 1
+        progress.update()
+    return Progress(embedded, skipped)
+
+
+def _take_fingerprints(
+    files: Iterable[ImageFile], fingerprints: dict[str, FileFingerprint | None]
+) -> Iterator[ImageFile]:
+    """Pass files on, each with its fingerprint taken.
+
+    That is before a file is decoded: should it be replaced in between, the fingerprint is of the older content, and the
+    next run embeds it again.
+    """
+    for file in files:
+        fingerprints[file.image_id] = FileFingerprint.take(file.path)
+        yield file
 
 
 @dataclass(frozen=True)
@@ -116,26 +165,19 @@ class FileFingerprint:
             return None
 
 
-def _changed_files(
-    writer: IndexWriter, files: list[ImageFile], fingerprints: dict[str, FileFingerprint | None], progress: tqdm
-) -> Iterator[ImageFile]:
-    """The files that must be embedded; the others move the progress bar on.
-
-    The fingerprints are taken here, before a file is decoded: should it be replaced in between, they are of the older
-    content, and the next run embeds it again.
-    """
+def find_changed_files(writer: IndexWriter, files: Iterable[ImageFile], progress: tqdm) -> Iterator[ImageFile]:
+    """The files that must be embedded; the others move the progress bar on."""
     known = writer.known()
     for file in files:
         record = known.get(file.image_id)
         if record is not None and _is_unchanged(writer, file, record):
             progress.update()
         else:
-            fingerprints[file.image_id] = FileFingerprint.take(file.path)
             yield file
 
 
 def _is_unchanged(writer: IndexWriter, file: ImageFile, record: ImageRecord) -> bool:
-    path = _locate(file.path)
+    path = locate(file.path)
     try:
         status = file.path.stat()
         if (path, status.st_size, status.st_mtime_ns) == (record.path, record.file_size, record.modified_ns):
@@ -156,10 +198,10 @@ def _record(
     if fingerprint is None:
         raise UnreadableImageError(file.path, "it changed while it was read")
     return ImageRecord(
-        image_id=file.image_id, path=_locate(file.path), width=image.width, height=image.height, **asdict(fingerprint)
+        image_id=file.image_id, path=locate(file.path), width=image.width, height=image.height, **asdict(fingerprint)
     )
 
 
-def _locate(path: Path) -> str:
+def locate(path: Path) -> str:
     """The absolute path of a file, the same from every working directory; a link keeps its name, its folder not."""
     return str(path.parent.resolve() / path.name)

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from oesir_d2.data import ImageFile, UnreadableImageError
 from oesir_d2.engine.config_loading import load_config
-from oesir_d2.engine.embedder import READ_AHEAD, Embedder
+from oesir_d2.engine.decoding import READ_AHEAD
+from oesir_d2.engine.embedder import Embedder
 from oesir_d2.layers import rmac_grid
 from oesir_d2.modeling.weights import TRUNK_PREFIX
 from oesir_d2.structures import NO_CLASS

@@ -32,9 +32,9 @@ def embedded(monkeypatch: pytest.MonkeyPatch, embedder: Embedder) -> list[str]:
     ids: list[str] = []
     run_model = Embedder._run_model
 
-    def note(self: Embedder, file: ImageFile, *args: object) -> object:
-        ids.append(file.image_id)
-        return run_model(self, file, *args)
+    def note(self: Embedder, files: list[ImageFile], *args: object) -> object:
+        ids.extend(file.image_id for file in files)
+        return run_model(self, files, *args)
 
     monkeypatch.setattr(Embedder, "_run_model", note)
     monkeypatch.setattr(indexing, "Embedder", lambda cfg: embedder)
