@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ V1 = [
 ]
 WITHOUT_URL = ["id,landmark_id", *(f"{i},{n}" for i, n in zip(IDS, LANDMARKS, strict=True))]
 CLEAN = ["landmark_id,images", f"6347,{IDS[0]} {IDS[2]} {IDS[4]}", f"12519,{IDS[1]}", f"264,{IDS[3]}"]
-
-
-@pytest.fixture(autouse=True)
-def _only_detectron2s_own_sets() -> Iterator[None]:
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
 
 
 def write_csv(path: Path, lines: list[str]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from oesir_d2.engine.config_loading import load_config
@@ -22,14 +21,6 @@ from oesir_d2.index import read_skipped
 
 LITE0 = "landmarks/finetune_lite0.yaml"
 SIZES = [(60, 80), (80, 60), (64, 64)]
-
-
-@pytest.fixture(autouse=True)
-def _only_detectron2s_own_sets() -> Iterator[None]:
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch import nn
 
 from oesir_d2.engine.checkpointing import TrainingCheckpointer
 from oesir_d2.engine.config_loading import load_config
-from oesir_d2.engine.embedder import load_model
+from oesir_d2.engine.model_loading import load_model
 from oesir_d2.modeling import LandmarkClassifier, build_teacher
 from oesir_d2.modeling.weights import load_state_dict
 

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from oesir_d2.data.datasets.catalog import register_dataset
+from oesir_d2.data.datasets.left_out import NUM_NAMED, name_first
 
 PHOTO_HEADERS = (("id", "url", "landmark_id"), ("id", "landmark_id"))
 """The columns of a file of one photo a line."""
 LANDMARK_HEADERS = (("landmark_id", "images"),)
 """The columns of a file of one landmark a line, with the ids of its photos, separated by spaces."""
-NUM_NAMED = 3
-"""So many of the lines or photos that were left out are named in the log."""
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +79,12 @@ def load_landmarks(csv_file: str | Path, image_folder: str | Path, min_photos: i
     """
     listed = read_landmark_list(csv_file)
     if listed.num_broken:
-        shown = _name_first(listed.broken, listed.num_broken)
+        shown = name_first(listed.broken, listed.num_broken)
         logger.warning("%s: %d entries left out: %s", csv_file, listed.num_broken, shown)
     paths = {photo_id: _find_photo(str(image_folder), photo_id) for photo_id in listed.landmarks}
     missing = [photo_id for photo_id, path in paths.items() if path is None]
     if missing:
-        shown = _name_first(missing, len(missing))
+        shown = name_first(missing, len(missing))
         logger.warning("%s: %d of %d photos are not in %s: %s", csv_file, len(missing), len(paths), image_folder, shown)
     counts = Counter(listed.landmarks[photo_id] for photo_id, path in paths.items() if path is not None)
     kept = sorted(landmark_id for landmark_id, count in counts.items() if count >= min_photos)
@@ -205,11 +204,3 @@ def _list_places(folder: str, photo_id: str) -> Iterator[str]:
     """
     yield os.path.join(folder, *photo_id[:3], f"{photo_id}.jpg")
     yield os.path.join(folder, f"{photo_id}.jpg")
-
-
-def _name_first(names: list[str] | tuple[str, ...], count: int) -> str:
-    """
-    >>> _name_first(["a", "b", "c", "d"], 4)
-    'a; b; c; …'
-    """
-    return "; ".join(names[:NUM_NAMED]) + ("; …" if count > NUM_NAMED else "")
