@@ -79,3 +79,25 @@ class CovarianceAccumulator:
         mean = self.mean()
         covariance = (self._sum_of_products - self.count * torch.outer(mean, mean)) / (self.count - 1)
         return (covariance + covariance.T) / 2
+
+
+def decompose_covariance(covariance: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The principal components of the covariance of unit vectors.
+
+    Args:
+        covariance: (D, D) float64, symmetric.
+
+    Returns:
+        The variances (D,), largest first and not below 0; the components (D, D), one a row, each one's entry of
+        largest magnitude positive; and in how many directions the vectors vary by more than rounding noise.
+    """
+    eigenvalues, eigenvectors = torch.linalg.eigh(covariance)  # ascending, in columns
+    rounding_noise = len(covariance) * torch.finfo(torch.float64).eps  # of moments of unit vectors
+    rank = int((eigenvalues > rounding_noise).sum())
+    return eigenvalues.clamp(min=0).flip(0), with_fixed_signs(eigenvectors.T.flip(0)), rank
+
+
+def with_fixed_signs(components: Tensor) -> Tensor:
+    """Flip rows so that each one's entry of largest magnitude is positive: eigenvectors come with an arbitrary sign."""
+    largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
+    return components * torch.sign(largest)

@@ -126,10 +126,14 @@ class RMACPooler(Pooler):
         rmac_grid(1, 1, self.levels, self.overlap)  # refuses wrong levels now, not at the first image
 
     def pool(self, cells: Tensor) -> Tensor:
-        pooled = cells.new_zeros(cells.shape[:2])
+        # Squares of one row of the grid share their rows of cells: a maximum over these comes first, and only once.
+        over_rows: dict[tuple[int, int], Tensor] = {}
+        maxima = []
         for top, left, bottom, right in _regions_in_cells(*cells.shape[2:], self.levels, self.overlap):
-            pooled = pooled + l2_normalize(cells[:, :, top:bottom, left:right].amax(dim=(2, 3)))
-        return pooled
+            if (top, bottom) not in over_rows:
+                over_rows[top, bottom] = cells[:, :, top:bottom].amax(dim=2)
+            maxima.append(over_rows[top, bottom][:, :, left:right].amax(dim=2))
+        return l2_normalize(torch.stack(maxima)).sum(dim=0)
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}, overlap={self.overlap}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from oesir_d2.files import replace_file
-from oesir_d2.layers.covariance import CovarianceAccumulator
+from oesir_d2.layers.covariance import CovarianceAccumulator, decompose_covariance, with_fixed_signs
 from oesir_d2.layers.numerics import at_least_float32, l2_normalize
 
 FILE_FORMAT = "oesir_d2.whitening.v1"
@@ -176,6 +177,7 @@ class PCAWhitening(nn.Module):
         if blocks is None or len(blocks) == 1:
             projection = self._whiten_covariance(covariance, self.output_dim, moments.count, shrinkage)
         else:
+            assert sum(blocks) == self.input_dim, f"blocks {list(blocks)} of {self.input_dim} dimensions"
             parts = [
                 self._whiten_covariance(
                     covariance[start : start + size, start : start + size],
@@ -183,22 +185,43 @@ class PCAWhitening(nn.Module):
                     moments.count,
                     shrinkage,
                 )
-                for start, size in zip(_starts(blocks, self.input_dim), blocks, strict=True)
+                for start, size in zip(accumulate(blocks, initial=0), blocks)
             ]
             whitened = torch.block_diag(*parts)
             _, eigenvectors = torch.linalg.eigh(whitened @ covariance @ whitened.T)
-            projection = _with_fixed_signs(eigenvectors.T.flip(0)[: self.output_dim] @ whitened)
+            projection = with_fixed_signs(eigenvectors.T.flip(0)[: self.output_dim] @ whitened)
         self.mean.copy_(moments.mean())
         self.projection.copy_(projection)
         self.fitted.fill_(True)
         return self
 
+    @classmethod
+    def fit_largest(cls, moments: CovarianceAccumulator, most: int) -> Self:
+        """Fit a whitening to as many dimensions as the vectors allow, and at most ``most``.
+
+        Its first d rows are the whitening to d dimensions that the same vectors give: one fit serves all of them.
+
+        Args:
+            moments: moments of at least two vectors.
+            most: >= 1.
+
+        Raises:
+            ValueError: if the vectors are fewer than two, or all the same.
+        """
+        variances, components, rank = decompose_covariance(moments.covariance())
+        if rank == 0:
+            raise ValueError(f"the {moments.count} vectors to fit are all the same once L2-normalised")
+        dimension = min(most, rank, moments.count - 1)
+        whitening = cls(moments.dimension, dimension)
+        whitening.mean.copy_(moments.mean())
+        whitening.projection.copy_(components[:dimension] / variances[:dimension].sqrt()[:, None])
+        whitening.fitted.fill_(True)
+        return whitening
+
     @staticmethod
     def _whiten_covariance(covariance: Tensor, dimension: int, count: int, shrinkage: float) -> Tensor:
         """The whitening (dimension, D) that a covariance (D, D) of unit vectors asks for."""
-        eigenvalues, eigenvectors = torch.linalg.eigh(covariance)  # ascending, in columns
-        rounding_noise = len(covariance) * torch.finfo(torch.float64).eps  # of moments of unit vectors
-        rank = int((eigenvalues > rounding_noise).sum())
+        variances, components, rank = decompose_covariance(covariance)
         if rank == 0:
             raise ValueError(f"the {count} vectors to fit are all the same once L2-normalised")
         if rank < dimension and shrinkage == 0:
@@ -206,23 +229,11 @@ class PCAWhitening(nn.Module):
                 f"the {count} vectors vary in {rank} directions only, too few to whiten to {dimension} "
                 f"dimensions; use at most {rank} dimensions, or more diverse images, or a shrinkage > 0"
             )
-        components = _with_fixed_signs(eigenvectors.T.flip(0)[:dimension])
-        variances = eigenvalues.clamp(min=0).flip(0)[:dimension] + shrinkage * eigenvalues.mean()
-        return components / variances.sqrt()[:, None]
+        damped = variances[:dimension] + shrinkage * variances.mean()
+        return components[:dimension] / damped.sqrt()[:, None]
 
     def extra_repr(self) -> str:
         return f"input_dim={self.input_dim}, output_dim={self.output_dim}, fitted={bool(self.fitted)}"
-
-
-def _with_fixed_signs(components: Tensor) -> Tensor:
-    """Flip rows so that each one's entry of largest magnitude is positive: eigenvectors come with an arbitrary sign."""
-    largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
-    return components * torch.sign(largest)
-
-
-def _starts(blocks: Sequence[int], dimension: int) -> list[int]:
-    assert sum(blocks) == dimension, f"blocks {list(blocks)} of {dimension} dimensions"
-    return [sum(blocks[:index]) for index in range(len(blocks))]
 
 
 def save_whitening(path: str | Path, whitening: PCAWhitening, metadata: Mapping[str, Any]) -> None:

@@ -1,0 +1,136 @@
+"""What the parts are that a host does not explain: from a donor, copied within the photo, or of unknown source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from oesir_d2.data.images import ImageFile, UnreadableImageError
+from oesir_d2.engine.host_search import VerifiedPhoto
+from oesir_d2.engine.part_search import (
+    MIN_CONFIDENCE,
+    PartSources,
+    detect_part_features,
+    rank_for_part,
+    verify_candidates,
+)
+from oesir_d2.engine.retrieval import Retriever
+from oesir_d2.engine.source_photos import SourcePhotos, WorkingPhoto
+from oesir_d2.geometry import (
+    Comparison,
+    GeometricMatch,
+    QueryFeatures,
+    SplicePart,
+    express_within_query,
+    make_part,
+    refine_with_donor,
+    verify_match,
+)
+from oesir_d2.geometry.confidence import difference_confidence
+
+# What lies where the host has it is no copy. In pixels of the working query.
+_MIN_COPY_DISTANCE = 8.0
+
+
+@dataclass(frozen=True)
+class AnalysedPart:
+    """A part of the query and where it comes from.
+
+    Attributes:
+        mask: (H, W) bool at working size.
+        part: what it is, at working size.
+        sources: what its own search found; empty if none was needed.
+    """
+
+    mask: np.ndarray
+    part: SplicePart
+    sources: PartSources = field(default_factory=lambda: PartSources([], {}))
+
+
+def describe_unknown(mask: np.ndarray, host: Comparison, sources: PartSources | None = None) -> AnalysedPart:
+    """A part of unknown source.
+
+    Args:
+        mask: (H, W) bool at working size, not empty.
+        host: the query compared with its host, which does not explain the part.
+        sources: what its own search found, if there was one.
+    """
+    confidence = difference_confidence(float(host.difference.deviation[mask].mean()))
+    return AnalysedPart(mask, make_part(mask, "unknown source", confidence), sources or PartSources([], {}))
+
+
+class PartAnalyzer:
+    """Finds out where the parts of one query come from that its host does not explain.
+
+    Args:
+        retriever: the index.
+        photos: its photos.
+        file: the query, for messages.
+        query: its pixels.
+        host: the host.
+        candidates: photos verified for each part; > 0.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        photos: SourcePhotos,
+        file: ImageFile,
+        query: WorkingPhoto,
+        host: VerifiedPhoto,
+        candidates: int,
+    ) -> None:
+        self._retriever = retriever
+        self._photos = photos
+        self._file = file
+        self._query = query
+        self._host = host
+        self._candidates = candidates
+        self._known_donors: list[str] = []
+
+    def analyze(self, mask: np.ndarray, check: Callable[[float], None]) -> AnalysedPart:
+        """Find the source of a part.
+
+        Args:
+            mask: (H, W) bool at working size, not empty.
+            check: called again and again with the share of the work that is done.
+        """
+        features = detect_part_features(self._query, mask, self._photos.options)
+        copied = self._find_copy(features)
+        if copied is not None:
+            return AnalysedPart(mask, make_part(mask, "copy-move", copied.confidence, match=copied))
+        for image_id in self._known_donors:
+            match = verify_match(features, self._photos.features_of(image_id))
+            if match is not None and match.confidence >= MIN_CONFIDENCE:
+                return self._assign(mask, image_id, match, PartSources([], {image_id: match}))
+        results = rank_for_part(self._retriever, self._file, self._query, mask, self._candidates)
+        skip = {self._host.result.image_id}
+        matches = verify_candidates(features, results, self._photos, skip, check)
+        sources = PartSources([result for result in results if result.image_id not in skip], matches)
+        best = sources.best()
+        if best is not None:
+            self._known_donors.append(best[0])
+            return self._assign(mask, *best, sources)
+        return describe_unknown(mask, self._host.comparison, sources)
+
+    def _find_copy(self, features: QueryFeatures) -> GeometricMatch | None:
+        """The other place of the query that a part was copied from: what it shows is elsewhere in the host."""
+        match = verify_match(features, self._photos.features_of(self._host.result.image_id))
+        if match is None or match.confidence < MIN_CONFIDENCE:
+            return None
+        copied = express_within_query(match, self._host.match)
+        distance = float(np.median(np.linalg.norm(copied.query_points - copied.source_points, axis=1)))
+        return copied if distance >= _MIN_COPY_DISTANCE else None
+
+    def _assign(self, mask: np.ndarray, image_id: str, match: GeometricMatch, sources: PartSources) -> AnalysedPart:
+        try:
+            donor = self._photos.load(image_id).pixels
+        except UnreadableImageError:  # its keypoints are cached, but the photo is gone by now
+            refined = mask
+        else:
+            difference = self._host.comparison.difference
+            refined = refine_with_donor(mask, difference, self._query.pixels, donor, match)
+        part = make_part(refined, "donor", match.confidence, image_id, match)
+        return AnalysedPart(refined, part, sources)
