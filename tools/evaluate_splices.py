@@ -18,6 +18,7 @@ from oesir_d2.engine.command_line import (
 )
 from oesir_d2.engine.retrieval import Retriever
 from oesir_d2.engine.splice_evaluation import evaluate_splices
+from oesir_d2.evaluation import summarise_provenance
 from oesir_d2.files import replace_file
 from oesir_d2.index import AGGREGATORS
 from oesir_d2.report import make_failure_cases, write_failure_report
@@ -26,10 +27,16 @@ EXAMPLES = """examples:
   evaluate_splices.py --index photos.index --splices splices/splices.json
   evaluate_splices.py --index photos.index --splices splices/splices.json --report scores/
       scores/failures.html shows the queries that fared worst: query, top result, true sources
+  evaluate_splices.py --index photos.index --splices splices/splices.json --verify
+      verify what is found, too: roles and masks are scored as well
+  evaluate_splices.py --index others.index --splices splices/splices.json --verify --allow-missing
+      others.index without the sources: false_accept is how often a photo is confirmed that is none
 
 The index must hold the database of the splices; photos are matched by path, then by id, then by file name.
 The last line of stdout is JSON, in percent: mAP, recall of hosts and of donors at 1, 5 and 10, and the share of
-queries with all sources in the top 2, 5 and 10.
+queries with all sources in the top 2, 5 and 10. With --verify also, under "provenance": host_confirmed and
+donor_confirmed, the recall of the true roles; false_accept, the share of queries with a confirmed photo that is no
+source; mask_iou and mask_f1 where the host was confirmed.
 """
 
 
@@ -49,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         choices=sorted(AGGREGATORS),
         help="how regions' scores make a photo's (default: RETRIEVAL.AGGREGATE of the config)",
     )
+    parser.add_argument("--verify", action="store_true", help="rank by geometric evidence, and score roles and masks")
     parser.add_argument("--allow-missing", action="store_true", help="count sources that the index lacks as not found")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write figures and one row a query here")
     parser.add_argument("--report", metavar="DIR", type=Path, help="write DIR/failures.html with the worst queries")
@@ -62,8 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     retriever = Retriever(args.index, args.opts)
     json_path = prepare_output(args.json) if args.json else None
     report_path = prepare_output(args.report / "failures.html") if args.report else None
-    scored = evaluate_splices(retriever, splices, args.depth, args.aggregate, args.allow_missing)
+    scored = evaluate_splices(retriever, splices, args.depth, args.aggregate, args.allow_missing, args.verify)
     metrics = replace_nan(scored.evaluation.metrics)
+    if args.verify:
+        metrics["provenance"] = replace_nan(dict(summarise_provenance(scored.provenance)))
     facts = {
         "queries": len(splices.queries),
         "database": len(retriever.index.images),
@@ -71,7 +81,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if json_path:
         rows = [asdict(row) for row in scored.evaluation.rows]
-        replace_file(json_path, (json.dumps(metrics | facts | {"rows": rows}, indent=1) + "\n").encode("ascii"))
+        content = metrics | facts | {"rows": rows}
+        if args.verify:
+            content["provenance_rows"] = [asdict(row) for row in scored.provenance]
+        replace_file(json_path, (json.dumps(content, indent=1) + "\n").encode("ascii"))
     if report_path:
         cases = make_failure_cases(
             splices, scored.evaluation, scored.kept, scored.matches, scored.paths, args.max_failures

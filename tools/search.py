@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from oesir_d2.data import ImageFile, UnreadableImageError
 from oesir_d2.engine.command_line import ToolParser, add_config_arguments, prepare_output, run_tool, whole_number
+from oesir_d2.engine.provenance import Provenance, ProvenanceAnalyzer, analyze_all, save_mask
 from oesir_d2.engine.retrieval import QueryResult, Retriever
 from oesir_d2.files import open_atomically
 from oesir_d2.index import AGGREGATORS
-from oesir_d2.report import QueryReport, write_search_report
+from oesir_d2.report import ProvenanceReport, QueryReport, write_provenance_report, write_search_report
 
 EXAMPLES = """examples:
   search.py --index photos.index --query suspicious.jpg --report found/
@@ -27,9 +28,13 @@ EXAMPLES = """examples:
       one JSON object a line, one line a query
   search.py --index photos.index --query suspicious.jpg MODEL.WEIGHTS moved.pth RETRIEVAL.EXPLAIN_AWAY 0
       the model is the one that the index was built with; KEY VALUE pairs override its config
+  search.py --index photos.index --query suspicious.jpg --verify --json found.json --report found/
+      prove what is found, find out what was pasted and where from; found.masks/ gets the mask of each splice, and
+      found/report.html shows the parts beside their sources and the points that agree
 
 Boxes in the results are XYXY in pixels of the original photos, after their EXIF rotation. If some of the queries cannot
-be read, the others are answered, and the exit code is 2.
+be read, the others are answered, and the exit code is 2. With --verify keypoints are kept in INDEX/keypoints, so the
+first queries take longer than those after them.
 """
 NAMED_IN_ERROR = 3
 
@@ -47,6 +52,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         choices=sorted(AGGREGATORS),
         help="how regions' scores make a photo's (default: RETRIEVAL.AGGREGATE of the config)",
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="prove matches by their geometry, rank by it, and locate the splice"
+    )
+    parser.add_argument(
+        "--candidates",
+        metavar="N",
+        type=whole_number(1),
+        default=100,
+        help="with --verify: photos looked at for the query and for each pasted object (default: 100)",
+    )
+    parser.add_argument(
+        "--masks",
+        metavar="DIR",
+        type=Path,
+        help="with --verify: where the masks of the splices go (default: FILE.masks beside that of --json, else none)",
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results here instead of to stdout")
     parser.add_argument("--report", metavar="DIR", type=Path, help="write DIR/report.html with pictures")
     add_config_arguments(parser, default=None)
@@ -55,17 +76,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     retriever = Retriever(args.index, args.opts)
     json_path = prepare_output(args.json) if args.json else None
     report_path = prepare_output(args.report / "report.html") if args.report else None
+    masks = find_mask_folder(args)
     files = [ImageFile(str(path), path) for path in args.query]
     found = search_each(retriever, files, args)
     entries: list[QueryReport] = []
+    proofs: list[ProvenanceReport] = []
     unreadable: list[str] = []
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(open_atomically(json_path)) if json_path else None
-        for _, result in tqdm(found, total=len(files), desc="Searching", unit="query", disable=len(files) == 1):
+        for file, result in tqdm(found, total=len(files), desc="Searching", unit="query", disable=len(files) == 1):
             if isinstance(result, UnreadableImageError):
                 unreadable.append(str(result))
                 continue
-            as_json = result.to_dict()
+            if isinstance(result, Provenance):
+                as_json = result.to_dict(write_mask(result, masks, files.index(file)))
+            else:
+                as_json = result.to_dict()
             # ASCII, so that a name which is not valid Unicode survives in any terminal and any file.
             line = json.dumps(as_json) + "\n"
             if output:
@@ -73,9 +99,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 print(line, end="", flush=True)
             if report_path:
-                entries.append(QueryReport(result.query.file.path, as_json["objects"], result.results))
+                entries.append(QueryReport(file.path, as_json["objects"], result.results))
+                if isinstance(result, Provenance):
+                    proofs.append(ProvenanceReport(file.path, result.results, result.findings, as_json))
     if report_path:
-        write_search_report(report_path, entries, facts={"Photos searched": len(retriever.index.images)})
+        facts = {"Photos searched": len(retriever.index.images)}
+        if args.verify:
+            write_provenance_report(report_path, proofs, facts, entries)
+        else:
+            write_search_report(report_path, entries, facts=facts)
         print(f"report: {report_path}", file=sys.stderr)
     if unreadable:
         more = [f"and {len(unreadable) - NAMED_IN_ERROR} more"] if len(unreadable) > NAMED_IN_ERROR else []
@@ -85,7 +117,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def search_each(
     retriever: Retriever, files: Sequence[ImageFile], args: argparse.Namespace
-) -> Iterator[tuple[ImageFile, QueryResult | UnreadableImageError]]:
+) -> Iterator[tuple[ImageFile, QueryResult | Provenance | UnreadableImageError]]:
+    if args.verify:
+        yield from analyze_all(
+            ProvenanceAnalyzer(retriever, args.candidates), files, args.top_k, args.aggregate, args.box
+        )
+        return
     if args.box is None:
         yield from retriever.search_all(files, args.top_k, args.aggregate)
         return
@@ -94,6 +131,23 @@ def search_each(
             yield file, retriever.search(file, args.box, args.top_k, args.aggregate)
         except UnreadableImageError as error:
             yield file, error
+
+
+def find_mask_folder(args: argparse.Namespace) -> Path | None:
+    if args.masks is not None and not args.verify:
+        raise ValueError("--masks needs --verify")
+    if args.masks is None and args.verify and args.json is not None:
+        return args.json.with_suffix(".masks")
+    return args.masks
+
+
+def write_mask(result: Provenance, folder: Path | None, number: int) -> str | None:
+    if folder is None or result.findings.mask is None:
+        return None
+    # The number keeps queries of the same name apart.
+    path = folder / f"{number:04d}_{result.query.file.path.stem}.png"
+    save_mask(result.findings.mask, path)
+    return str(path)
 
 
 def parse_box(text: str) -> list[float]:

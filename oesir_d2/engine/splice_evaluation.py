@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from oesir_d2.data.images import ImageFile, UnreadableImageError
-from oesir_d2.data.splicing import SpliceSet
+from oesir_d2.data.images import ImageFile, UnreadableImageError, read_image
+from oesir_d2.data.splicing import SpliceQuery, SpliceSet
+from oesir_d2.data.splicing.splices_file import ROLES
+from oesir_d2.engine.provenance import Provenance, ProvenanceAnalyzer, analyze_all
 from oesir_d2.engine.retrieval import Retriever
-from oesir_d2.evaluation import KeptResults, SpliceEvaluation, evaluate_splice_retrieval, match_database
+from oesir_d2.evaluation import (
+    KeptResults,
+    ProvenanceRow,
+    SpliceEvaluation,
+    evaluate_splice_retrieval,
+    match_database,
+    order_ties_against,
+    score_provenance,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +39,7 @@ class ScoredSplices:
         matches: from the set's image ids to those of the index; sources that the index lacks are not in it.
         paths: the photos of the index by their image ids.
         unreadable: the queries that could not be read, by file name; their sources count as never found.
+        provenance: with ``verify``, one row a query that could be read; else empty.
     """
 
     splices: SpliceSet
@@ -35,6 +48,7 @@ class ScoredSplices:
     matches: dict[str, str]
     paths: dict[str, Path]
     unreadable: list[str]
+    provenance: list[ProvenanceRow]
 
 
 def evaluate_splices(
@@ -43,6 +57,7 @@ def evaluate_splices(
     depth: int,
     aggregate: str | None = None,
     allow_missing: bool = False,
+    verify: bool = False,
 ) -> ScoredSplices:
     """Search with every spliced photo of a set, and score the rankings.
 
@@ -52,6 +67,7 @@ def evaluate_splices(
         depth: results a query; sources that lie deeper count as never found.
         aggregate: name of an aggregator, or the config's.
         allow_missing: let sources that the index does not hold count as never found.
+        verify: verify what is found, rank by the evidence, and score roles and masks as well.
 
     Raises:
         ValueError: the index lacks sources of the set, unless ``allow_missing``; or the depth is out of range.
@@ -62,9 +78,13 @@ def evaluate_splices(
     rankings: list[list[str]] = []
     kept: list[KeptResults] = []
     unreadable = []
-    found = tqdm(
-        retriever.search_all(files, top_k=depth, aggregate=aggregate), total=len(files), desc="Searching", unit="query"
+    provenance: list[ProvenanceRow] = []
+    searched = (
+        analyze_all(ProvenanceAnalyzer(retriever), files, depth, aggregate)
+        if verify
+        else retriever.search_all(files, top_k=depth, aggregate=aggregate)
     )
+    found = tqdm(searched, total=len(files), desc="Searching", unit="query")
     for (file, result), query in zip(found, splices.queries, strict=True):
         if isinstance(result, UnreadableImageError):
             logger.warning("%s", result)
@@ -72,7 +92,32 @@ def evaluate_splices(
             rankings.append([])
             kept.append(KeptResults())
             continue
-        rankings.append([hit.image_id for hit in result.results])
-        kept.append(KeptResults.of(result.results, {matches.get(source.image_id) for source in query.sources}))
+        sources = {matches.get(source.image_id) for source in query.sources}
+        if isinstance(result, Provenance):
+            provenance.append(_score_provenance(splices, query, result, matches))
+            results = result.results  # ordered by evidence, in which nothing is equal
+        else:
+            results = order_ties_against(result.results, sources, keep_first=retriever.cfg.RETRIEVAL.EXPLAIN_AWAY > 0)
+        rankings.append([hit.image_id for hit in results])
+        kept.append(KeptResults.of(results, sources))
     evaluation = evaluate_splice_retrieval(splices, rankings, matches)
-    return ScoredSplices(splices, evaluation, kept, matches, paths, unreadable)
+    return ScoredSplices(splices, evaluation, kept, matches, paths, unreadable, provenance)
+
+
+def _score_provenance(
+    splices: SpliceSet, query: SpliceQuery, found: Provenance, matches: Mapping[str, str]
+) -> ProvenanceRow:
+    # A source that the index lacks has no id there, and so cannot be confirmed.
+    by_role = {role: [matches.get(s.image_id, "") for s in query.sources if s.role == role] for role in ROLES}
+    host = by_role["host"][0] if by_role["host"] else None
+    true_mask = _read_true_mask(splices, query)
+    return score_provenance(query.file_name, found.findings, host, set(by_role["donor"]), true_mask)
+
+
+def _read_true_mask(splices: SpliceSet, query: SpliceQuery) -> np.ndarray | None:
+    """What was pasted into a query, (H, W) bool; None if a mask is missing."""
+    files = [source.mask for source in query.sources if source.role == "donor"]
+    if not files or None in files:
+        return None
+    masks = [read_image(splices.resolve(file)).pixels[..., 0] > 127 for file in files]
+    return np.logical_or.reduce(masks)

@@ -1,0 +1,45 @@
+"""Geometric proof: local features, verification of matches, localisation of splices. NumPy and OpenCV only."""
+
+from .feature_cache import FeatureCache
+from .features import FeatureOptions, LocalFeatures, detect_features, detect_features_in_box
+from .findings import Findings, GeometricMatch, PartKind, PhotoFinding, Role, SplicePart
+from .localisation import (
+    Comparison,
+    compare,
+    express_within_query,
+    find_shown_part,
+    make_part,
+    refine_with_donor,
+)
+from .regions import RegionOptions, find_regions, tight_box
+from .rescaling import PhotoSize, rescale_findings, working_size
+from .verification import QueryFeatures, VerificationOptions, verify_match
+
+__all__ = [
+    "Comparison",
+    "FeatureCache",
+    "FeatureOptions",
+    "Findings",
+    "GeometricMatch",
+    "LocalFeatures",
+    "PartKind",
+    "PhotoFinding",
+    "PhotoSize",
+    "QueryFeatures",
+    "RegionOptions",
+    "Role",
+    "SplicePart",
+    "VerificationOptions",
+    "compare",
+    "detect_features",
+    "detect_features_in_box",
+    "express_within_query",
+    "find_regions",
+    "find_shown_part",
+    "make_part",
+    "refine_with_donor",
+    "rescale_findings",
+    "tight_box",
+    "verify_match",
+    "working_size",
+]

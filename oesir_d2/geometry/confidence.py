@@ -1,0 +1,40 @@
+"""How sure the evidence is, calibrated on splices of photos that no evaluation uses.
+
+Of 90 splices with objects of 12 to 50 % of the long side, up to a hundred photos most similar to the object were
+compared with it, in the matched region and as a whole: about 18,000 comparisons with photos that are no source, the
+most similar there are, and 2,000 of whole queries. Three of them gave four inliers, one gave five, none more. Sources
+gave 4 to 99, about as many times any number from 4 to 12 as any other. One in a hundred of such candidates is a source.
+By Bayes' rule the odds of a source are then 2.3 with four inliers. Each further one is taken to divide the odds of an
+accident by 5; the counts tell no more than that it is 3 or more.
+"""
+
+from __future__ import annotations
+
+import math
+
+_CALIBRATED_INLIERS = 4
+_LOG_ODDS = math.log(2.3)
+_LOG_ODDS_PER_INLIER = math.log(5)
+
+# A region of a recompressed photo that nothing was changed in hardly ever deviates from the original by more than the
+# threshold of its seeds.
+_DEVIATION_EVEN = 4.0
+_DEVIATION_SCALE = 1.0
+
+
+def match_confidence(inliers: int) -> float:
+    """The probability that a match is no accident, from its number of inliers, in [0, 1]."""
+    return _logistic(_LOG_ODDS + _LOG_ODDS_PER_INLIER * (inliers - _CALIBRATED_INLIERS))
+
+
+def difference_confidence(deviation: float) -> float:
+    """The probability that a region differs from its host by more than recompression.
+
+    Args:
+        deviation: mean over the region, see ``Difference``.
+    """
+    return _logistic((deviation - _DEVIATION_EVEN) / _DEVIATION_SCALE)
+
+
+def _logistic(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-log_odds)) if log_odds > -700 else 0.0

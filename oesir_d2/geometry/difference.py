@@ -1,0 +1,140 @@
+"""Where a query differs from its host: the host is laid over it, its colours are fitted, what remains is normalised.
+
+Both photos are at working size here. Shape shorthand: H, W of the query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+# Weights of lightness, green-red and blue-yellow. JPEG halves the resolution of the two colours, but a pasted object of
+# the background's lightness differs in them alone.
+_CHANNEL_WEIGHTS = np.array([0.7, 1.0, 1.0], np.float32)
+# Standard deviation of the blur that averages the noise of recompression away, in pixels; less of it where the outline
+# of what was found is drawn.
+_BLUR = 1.2
+_FINE_BLUR = 0.7
+# By how many pixels the host may lie beside its true place, in which an edge makes a difference of its own.
+_MISREGISTRATION = 0.5
+# The noise that is assumed at least and at most, in units of CIE Lab. Below a half nobody sees anything; more than
+# three is no recompression any more, but another photo.
+_NOISE_RANGE = (0.5, 3.0)
+# Pixels that the colours are fitted on; more change nothing.
+_COLOUR_SAMPLES = 20_000
+_COLOUR_ROUNDS = 4
+# Pulls the gain of a channel towards 1 where that channel hardly varies, so that a photo of one colour and some noise
+# tells its offset alone. A variance, in squared units of CIE Lab.
+_GAIN_PRIOR = 4.0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a query differs from a source that is laid over it.
+
+    Attributes:
+        deviation: (H, W) float32, difference of the colours in units of the noise that is expected there; 0 where the
+            source has no pixel.
+        valid: (H, W) bool, where the source has pixels.
+        distance: (H, W) float32, the difference in units of CIE Lab, not normalised and hardly blurred; 0 where the
+            source has no pixel.
+    """
+
+    deviation: np.ndarray
+    valid: np.ndarray
+    distance: np.ndarray
+
+
+def warp_source(source: np.ndarray, transform: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Lay a source over the query.
+
+    Args:
+        source: (h, w, 3) uint8.
+        transform: (3, 3), from the source to the query.
+        size: (H, W) of the query.
+
+    Returns:
+        warped: (H, W, 3) uint8, 0 where the source has no pixel.
+        valid: (H, W) bool, where it has.
+    """
+    height, width = size
+    # A warp takes single pixels of what it shrinks; averaging before keeps fine patterns from becoming others.
+    shrinking = np.sqrt(abs(np.linalg.det(transform[:2, :2])))
+    if shrinking < 0.7:
+        source = cv2.GaussianBlur(source, (0, 0), 0.4 / max(shrinking, 0.05))
+    warped = cv2.warpPerspective(source, transform, (width, height), flags=cv2.INTER_LINEAR)
+    inside = np.full(source.shape[:2], 255, np.uint8)
+    valid = cv2.warpPerspective(inside, transform, (width, height), flags=cv2.INTER_LINEAR)
+    # The border is mixed with the nothing outside.
+    valid = cv2.copyMakeBorder(valid, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    valid = cv2.erode((valid >= 250).astype(np.uint8), np.ones((3, 3), np.uint8))[1:-1, 1:-1]
+    return warped, valid.astype(bool)
+
+
+def compute_difference(
+    query: np.ndarray, source: np.ndarray, transform: np.ndarray, fit_where: np.ndarray | None = None
+) -> Difference:
+    """Lay a source over the query and compare the two.
+
+    Args:
+        query: (H, W, 3) uint8 RGB.
+        source: (h, w, 3) uint8 RGB.
+        transform: (3, 3), from the source to the query.
+        fit_where: (H, W) bool: the colours and the noise are estimated there; everywhere if not given. Most of it
+            must show the source.
+    """
+    warped, valid = warp_source(source, transform, query.shape[:2])
+    used = valid if fit_where is None else valid & fit_where
+    if np.count_nonzero(used) < 16:
+        nothing = np.zeros(query.shape[:2], np.float32)
+        return Difference(nothing, np.zeros(query.shape[:2], bool), nothing)
+    query_lab, source_lab = _to_lab(query), _to_lab(warped)
+    fitted = _fit_colours(source_lab, query_lab, used)
+    residual = query_lab - fitted
+    blurred = _length(cv2.GaussianBlur(residual, (0, 0), _BLUR))
+    noise = float(np.clip(1.5 * np.median(blurred[used]), *_NOISE_RANGE))
+    edges = _MISREGISTRATION * _gradient(cv2.GaussianBlur(fitted, (0, 0), _BLUR))
+    deviation = blurred / np.sqrt(noise**2 + edges**2)
+    distance = _length(cv2.GaussianBlur(residual, (0, 0), _FINE_BLUR))
+    deviation[~valid] = 0
+    distance[~valid] = 0
+    return Difference(deviation, valid, distance)
+
+
+def _length(residual: np.ndarray) -> np.ndarray:
+    return np.sqrt((np.square(residual) * _CHANNEL_WEIGHTS).sum(axis=2))
+
+
+def _to_lab(pixels: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+
+
+def _fit_colours(source: np.ndarray, query: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """The source with gain and offset of each channel fitted to the query; pasted parts are left out as outliers."""
+    places = np.flatnonzero(used)
+    places = places[:: max(1, len(places) // _COLOUR_SAMPLES)]
+    fitted = np.empty_like(source)
+    for channel in range(3):
+        x = source[..., channel].ravel()[places].astype(np.float64)
+        y = query[..., channel].ravel()[places].astype(np.float64)
+        gain, offset = 1.0, float(np.median(y - x))
+        for _ in range(_COLOUR_ROUNDS):
+            residuals = np.abs(y - gain * x - offset)
+            kept = residuals <= 2.5 * max(float(np.median(residuals)), 0.2)
+            spread = float(np.var(x[kept]))
+            covariance = float(np.mean((x[kept] - x[kept].mean()) * (y[kept] - y[kept].mean())))
+            gain = float(np.clip((covariance + _GAIN_PRIOR) / (spread + _GAIN_PRIOR), 0.5, 2.0))
+            offset = float(y[kept].mean() - gain * x[kept].mean())
+        fitted[..., channel] = gain * source[..., channel] + offset
+    return fitted
+
+
+def _gradient(lab: np.ndarray) -> np.ndarray:
+    """Length of the colour's gradient, per pixel, (H, W) float32."""
+    squares = np.zeros(lab.shape[:2], np.float32)
+    for dx, dy in ((1, 0), (0, 1)):
+        derivative = cv2.Sobel(lab, cv2.CV_32F, dx, dy, ksize=3, scale=1 / 8)
+        squares += (np.square(derivative) * _CHANNEL_WEIGHTS).sum(axis=2)
+    return np.sqrt(squares)

@@ -1,0 +1,250 @@
+"""Provenance from end to end on real photos: who is host, who donor, what is nothing, and where the edit lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from oesir_d2.data import ImageFile, UnreadableImageError
+from oesir_d2.engine.config_loading import load_config
+from oesir_d2.engine.indexing import build_index
+from oesir_d2.engine.provenance import Provenance, ProvenanceAnalyzer, analyze_all, save_mask
+from oesir_d2.engine.retrieval import Retriever
+
+from .conftest import TINY_OPTS
+
+INDEXED = ("china", "astronaut", "coffee", "chelsea", "rocket")
+LONG_SIDE = 300
+
+
+def read_photo(name: str) -> np.ndarray:
+    package, suffix = ("sklearn.datasets.images", "jpg") if name in ("china", "flower") else ("skimage.data", "png")
+    suffix = "jpg" if name == "rocket" else suffix
+    with Image.open(str(files(package) / f"{name}.{suffix}")) as image:
+        rgb = image.convert("RGB")
+    factor = LONG_SIDE / max(rgb.size)
+    return np.array(rgb.resize((round(rgb.width * factor), round(rgb.height * factor)), Image.Resampling.LANCZOS))
+
+
+def paste(
+    host: np.ndarray, donor: np.ndarray, box: tuple[int, int, int, int], at: tuple[int, int], mirrored: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """An ellipse of the donor's box in the host: the splice, and (H, W) bool where it lies."""
+    x0, y0, x1, y1 = box
+    part = donor[y0:y1, x0:x1]
+    part = part[:, ::-1] if mirrored else part
+    height, width = part.shape[:2]
+    y, x = np.mgrid[0:height, 0:width]
+    inside = ((2 * x - width + 1) / width) ** 2 + ((2 * y - height + 1) / height) ** 2 < 1
+    splice, mask = host.copy(), np.zeros(host.shape[:2], bool)
+    window = slice(at[1], at[1] + height), slice(at[0], at[0] + width)
+    splice[window][inside] = part[inside]
+    mask[window] = inside
+    return splice, mask
+
+
+@pytest.fixture(scope="module")
+def index_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for name in INDEXED:
+        Image.fromarray(read_photo(name)).save(folder / f"{name}.png")
+    cfg = load_config("oesir_lite0_grid.yaml", TINY_OPTS)
+    build_index(cfg, [ImageFile(f"{name}.png", folder / f"{name}.png") for name in INDEXED], folder / "index")
+    return folder / "index"
+
+
+@pytest.fixture(scope="module")
+def analyzer(index_path: Path) -> ProvenanceAnalyzer:
+    return ProvenanceAnalyzer(Retriever(index_path))
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., ImageFile]:
+    def write(pixels: np.ndarray, name: str = "query.jpg") -> ImageFile:
+        Image.fromarray(pixels).save(tmp_path / name, quality=80)
+        return ImageFile(name, tmp_path / name)
+
+    return write
+
+
+def roles(found: Provenance) -> dict[str, str]:
+    return {photo.image_id: photo.role for photo in found.findings.photos if photo.verified}
+
+
+def iou(mask: np.ndarray | None, truth: np.ndarray) -> float:
+    assert mask is not None and mask.shape == truth.shape
+    return float(np.count_nonzero((mask > 0) & truth) / np.count_nonzero((mask > 0) | truth))
+
+
+FACE = (95, 25, 175, 135)
+
+
+def test_host_and_mirrored_donor_are_found(analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]) -> None:
+    splice, truth = paste(read_photo("china"), read_photo("astronaut"), FACE, (60, 50), mirrored=True)
+    stages: list[tuple[str, float]] = []
+    found = analyzer.analyze(save(splice), top_k=3, progress=lambda stage, share: stages.append((stage, share)))
+    assert roles(found) == {"china.png": "host", "astronaut.png": "donor"}
+    assert [result.image_id for result in found.results[:2]] == ["china.png", "astronaut.png"]
+    assert [result.rank for result in found.results] == [1, 2, 3]
+    host, donor, other = found.findings.photos
+    assert found.findings.host is host and not host.match.flipped and donor.match.flipped
+    assert (donor.match.scale, donor.match.rotation) == (pytest.approx(1, abs=0.05), pytest.approx(0, abs=3))
+    assert not other.verified
+    (part,) = found.findings.parts
+    assert (part.kind, part.source_id, donor.parts) == ("donor", "astronaut.png", (0,))
+    assert iou(found.findings.mask, truth) > 0.9
+    shares = [share for _, share in stages]
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1
+
+
+def test_answer_has_the_form_of_the_contract(analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]) -> None:
+    """Twice the size of the index's photo: coordinates are those of the query's file."""
+    splice, truth = paste(read_photo("china"), read_photo("astronaut"), FACE, (60, 50))
+    large = cv2.resize(splice, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    found = analyzer.analyze(save(large))
+    answer = json.loads(json.dumps(found.to_dict("mask.png")))
+    assert list(answer) == ["query", "objects", "results", "splice_mask", "parts"]
+    assert answer["splice_mask"] == "mask.png"
+    host, donor = answer["results"][:2]
+    assert (host["role"], donor["role"], donor["verified"]) == ("host", "donor", True)
+    assert host["scale"] == pytest.approx(4, rel=0.02)
+    np.testing.assert_allclose(np.array(donor["transform"]) @ [135, 80, 1], [402, 422, 1], atol=12)
+    (part,) = answer["parts"]
+    np.testing.assert_allclose(part["box"], [240, 200, 560, 640], atol=16)
+    assert iou(found.findings.mask, cv2.resize(truth.astype(np.uint8), large.shape[1::-1]) > 0) > 0.9
+
+
+def test_copy_is_a_near_duplicate_without_parts(analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]) -> None:
+    found = analyzer.analyze(save(read_photo("coffee")))
+    assert roles(found) == {"coffee.png": "near-duplicate"}
+    assert found.findings.parts == () and found.findings.mask is not None and not found.findings.mask.any()
+
+
+def test_nothing_is_found_for_a_photo_without_sources(
+    analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]
+) -> None:
+    blank = np.full((80, 120, 3), 128, np.uint8)
+    for pixels in (read_photo("flower"), read_photo("motorcycle_left"), blank, blank[:1, :1]):
+        found = analyzer.analyze(save(pixels))
+        assert roles(found) == {} and found.findings.parts == () and found.findings.mask is None
+        assert len(found.results) == len(INDEXED)  # the ranking by similarity stays
+
+
+def test_object_of_a_photo_that_is_not_indexed_is_of_unknown_source(
+    analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]
+) -> None:
+    splice, truth = paste(read_photo("china"), read_photo("flower"), (100, 50, 200, 150), (150, 70))
+    found = analyzer.analyze(save(splice))
+    assert roles(found) == {"china.png": "host"}
+    (part,) = found.findings.parts
+    assert (part.kind, part.source_id, part.match) == ("unknown source", None, None)
+    assert part.confidence > 0.9 and iou(found.findings.mask, truth) > 0.85
+
+
+def test_copy_move_is_told_from_a_donor(analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]) -> None:
+    china = read_photo("china")
+    splice, truth = paste(china, china, (90, 60, 170, 130), (180, 110))
+    found = analyzer.analyze(save(splice))
+    assert roles(found) == {"china.png": "host"}
+    (part,) = found.findings.parts
+    assert part.kind == "copy-move" and part.match is not None
+    offsets = part.match.query_points - part.match.source_points
+    np.testing.assert_allclose(np.median(offsets, axis=0), [90, 50], atol=1)
+    assert part.to_dict()["copied_from"]["inliers"] == part.match.inliers
+    assert iou(found.findings.mask, truth) > 0.85
+
+
+def test_two_donors_get_a_part_each(analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]) -> None:
+    splice, first = paste(read_photo("china"), read_photo("astronaut"), FACE, (20, 40))
+    splice, second = paste(splice, read_photo("coffee"), (80, 50, 200, 150), (160, 80))
+    found = analyzer.analyze(save(splice))
+    assert roles(found) == {"china.png": "host", "astronaut.png": "donor", "coffee.png": "donor"}
+    assert {part.source_id for part in found.findings.parts} == {"astronaut.png", "coffee.png"}
+    assert iou(found.findings.mask, first | second) > 0.9
+
+
+def test_donor_is_found_without_its_host(analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]) -> None:
+    splice, truth = paste(read_photo("flower"), read_photo("coffee"), (60, 30, 220, 180), (100, 20))
+    found = analyzer.analyze(save(splice))
+    assert roles(found) == {"coffee.png": "donor"}
+    assert [part.source_id for part in found.findings.parts] == ["coffee.png"]
+    assert iou(found.findings.mask, truth) > 0.6
+
+
+def test_box_finds_the_source_of_what_it_shows(analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]) -> None:
+    splice, _ = paste(read_photo("china"), read_photo("astronaut"), FACE, (60, 50))
+    file = save(splice)
+    found = analyzer.analyze(file, box=(58, 48, 142, 162))
+    assert roles(found) == {"astronaut.png": "donor"} and found.results[0].image_id == "astronaut.png"
+    assert len(found.query.embeddings) == 1
+    assert roles(analyzer.analyze(file, box=(150, 20, 290, 170))) == {"china.png": "host"}
+    for box in ((0, 0, 1, 1), (298, 190, 299, 191)):
+        analyzer.analyze(file, box=box)
+    with pytest.raises(ValueError, match="box 0,0,9999,5"):
+        analyzer.analyze(file, box=(0, 0, 9999, 5))
+
+
+def test_photos_that_are_gone_or_changed_are_left_unverified(
+    save: Callable[..., ImageFile], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("china", "coffee", "rocket")
+    paths = {name: tmp_path / f"{name}.png" for name in names}
+    for name, path in paths.items():
+        Image.fromarray(read_photo(name)).save(path)
+    cfg = load_config("oesir_lite0_grid.yaml", TINY_OPTS)
+    build_index(cfg, [ImageFile(name, path) for name, path in paths.items()], tmp_path / "index")
+    paths["rocket"].unlink()
+    Image.fromarray(read_photo("flower")).save(paths["china"])
+    analyzer = ProvenanceAnalyzer(Retriever(tmp_path / "index"))
+    for query in ("rocket", "china", "flower"):
+        assert roles(analyzer.analyze(save(read_photo(query)))) == {}
+    assert "changed since it was indexed" in caplog.text and "does not exist" in caplog.text
+    query = save(read_photo("coffee"))
+    assert roles(analyzer.analyze(query)) == {"coffee": "near-duplicate"}
+    # Its keypoints are cached by now, which alone prove nothing.
+    paths["coffee"].unlink()
+    later = ProvenanceAnalyzer(Retriever(tmp_path / "index"))
+    assert roles(later.analyze(query)) == {} and roles(later.analyze(query, box=(40, 40, 220, 160))) == {}
+
+
+def test_damaged_cache_changes_nothing(index_path: Path, save: Callable[..., ImageFile]) -> None:
+    file = save(read_photo("coffee"))
+    first = ProvenanceAnalyzer(Retriever(index_path)).analyze(file).to_dict()
+    cached = list((index_path / "keypoints").rglob("*.features"))
+    assert cached
+    for path in cached:
+        path.write_bytes(path.read_bytes()[:-50])
+    assert ProvenanceAnalyzer(Retriever(index_path)).analyze(file).to_dict() == first
+
+
+def test_unreadable_queries_and_interruptions_pass_through(
+    analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    broken, good = ImageFile("broken.jpg", tmp_path / "broken.jpg"), save(read_photo("coffee"))
+    answers = [answer for _, answer in analyze_all(analyzer, [broken, good])]
+    assert isinstance(answers[0], UnreadableImageError) and isinstance(answers[1], Provenance)
+
+    def stop(stage: str, share: float) -> None:
+        raise TimeoutError(stage)
+
+    with pytest.raises(TimeoutError):
+        analyzer.analyze(good, progress=stop)
+    with pytest.raises(ValueError, match="candidates is 0"):
+        ProvenanceAnalyzer(Retriever, candidates=0)
+
+
+def test_mask_is_written_as_png(tmp_path: Path) -> None:
+    mask = np.zeros((5, 7), np.uint8)
+    mask[2:, 3:] = 255
+    save_mask(mask, tmp_path / "new" / "mask.png")
+    with Image.open(tmp_path / "new" / "mask.png") as image:
+        assert image.mode == "L"
+        np.testing.assert_array_equal(np.array(image), mask)
