@@ -9,12 +9,13 @@ export PHOTOS
 
 SETUP = "$(PYTHON)" tools/setup_environment.py
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test test-browser lint clean
 
 help:
 	@echo "make setup               prepare the environment (the other targets do it, too)"
 	@echo "make demo [PHOTOS=DIR]   index photos, splice some, search them; writes output/demo/report.html"
 	@echo "make test [TESTS=PATH]   run the tests"
+	@echo "make test-browser        run the tests of the web app's page in Chromium"
 	@echo "make lint                check style and types"
 	@echo "make clean               remove what the demo, the tests and the checks have written"
 
@@ -25,9 +26,13 @@ setup:
 demo:
 	@python="$$($(SETUP))" && "$$python" tools/demo.py $${PHOTOS:+--photos "$$PHOTOS"}
 
-# Two threads: the tests' arrays are small, and some tests start processes of their own.
+# Two threads at most, for the processes that tests start.
 test:
 	@python="$$($(SETUP))" && OMP_NUM_THREADS="$${OMP_NUM_THREADS:-2}" "$$python" -m pytest -q $(TESTS)
+
+# What pytest leaves out otherwise, because it needs Debian's packages chromium and chromium-driver.
+test-browser:
+	@python="$$($(SETUP))" && OMP_NUM_THREADS="$${OMP_NUM_THREADS:-2}" "$$python" -m pytest -q -m browser tests/web
 
 lint:
 	@python="$$($(SETUP))" && "$$python" -m ruff check . && "$$python" -m ruff format --check . && "$$python" -m mypy

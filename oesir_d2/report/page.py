@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: everything that a page shows lies in its one file, and it needs no script.
+"""Self-contained HTML pages: all that a page shows lies in its one file, its script too where it has one.
 
 A page is put together from sections. A section is any iterable of HTML fragments, mostly a generator: fragments are
 written as they come, so that a page of many photos is never held in memory as a whole. Functions named ``render_…``
@@ -8,6 +8,7 @@ return HTML and escape every text that they are given.
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,32 +28,38 @@ JPEG_QUALITY = 80
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def write_page(path: str | Path, title: str, sections: Iterable[Iterable[str]]) -> None:
+def write_page(path: str | Path, title: str, sections: Iterable[Iterable[str]], script: str = "") -> None:
     """Write a page to a file, fragment by fragment, and put it in place when it is complete.
 
     Args:
         path: HTML file; missing folders are made, an existing file is replaced.
         title: heading of the page and of its window.
         sections: the page's sections in order, each an iterable of HTML fragments.
+        script: run when the page has been read; no other script is.
     """
     with open_atomically(path) as file:
-        for fragment in iterate_page(title, sections):
+        for fragment in iterate_page(title, sections, script):
             file.write(fragment.encode("utf-8"))
 
 
-def render_page(title: str, sections: Iterable[Iterable[str]]) -> str:
+def render_page(title: str, sections: Iterable[Iterable[str]], script: str = "") -> str:
     """The same page as a string."""
-    return "".join(iterate_page(title, sections))
+    return "".join(iterate_page(title, sections, script))
 
 
-def iterate_page(title: str, sections: Iterable[Iterable[str]]) -> Iterator[str]:
+def iterate_page(title: str, sections: Iterable[Iterable[str]], script: str = "") -> Iterator[str]:
     """The fragments of a whole page in order."""
+    policy = CONTENT_POLICY
+    if script:
+        # Its hash lets the browser run this script alone, whatever else a name should have smuggled in.
+        digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+        policy += f"; script-src 'sha256-{digest}'"
     yield f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
 <style>{PAGE_STYLE}</style>
@@ -63,7 +70,8 @@ def iterate_page(title: str, sections: Iterable[Iterable[str]]) -> Iterator[str]
 """
     for section in sections:
         yield from section
-    yield "</main>\n</body>\n</html>\n"
+    ending = f"<script>{script}</script>\n" if script else ""
+    yield f"</main>\n{ending}</body>\n</html>\n"
 
 
 def escape(text: object) -> str:

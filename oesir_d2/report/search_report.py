@@ -43,11 +43,18 @@ class QueryReport:
         objects: its regions, each ``{"box": [x0, y0, x1, y1], "score": s, "class": c}``, boxes in pixels of the
             original photo after its EXIF rotation; ``class`` is a name, an index, or None or negative for none.
         results: best first; empty if nothing was found.
+        name: what the query is called, where its path is of no use to the reader; empty to show the path.
     """
 
     path: str | Path
     objects: Sequence[Mapping[str, Any]]
     results: Sequence[SearchResult]
+    name: str = ""
+
+    @property
+    def shown_name(self) -> str:
+        """The query's name for a heading."""
+        return self.name or get_file_name(self.path)
 
 
 def write_search_report(
@@ -69,7 +76,7 @@ def write_search_report(
     write_page(path, title, [facts_section(facts or {}), search_section(entries)])
 
 
-def search_section(entries: Sequence[QueryReport], heading: str = "Queries") -> Iterator[str]:
+def search_section(entries: Sequence[QueryReport], heading: str = "Queries", show_paths: bool = True) -> Iterator[str]:
     """The queries with their results as a section of a page.
 
     A page holds at most one such section, since the anchors of its queries are numbered.
@@ -77,6 +84,7 @@ def search_section(entries: Sequence[QueryReport], heading: str = "Queries") -> 
     Args:
         entries: the queries in order.
         heading: heading of the section; empty for none.
+        show_paths: name the results' files by their paths, not their ids alone.
     """
     yield f"<section>\n{render_heading(heading)}"
     if entries:
@@ -86,27 +94,27 @@ def search_section(entries: Sequence[QueryReport], heading: str = "Queries") -> 
     if len(entries) > 1:
         yield '<ol class="contents">\n'
         for number, entry in enumerate(entries, start=1):
-            yield f'<li><a href="#query-{number}">{render_name(get_file_name(entry.path))}</a></li>\n'
+            yield f'<li><a href="#query-{number}">{render_name(entry.shown_name)}</a></li>\n'
         yield "</ol>\n"
     for number, entry in enumerate(entries, start=1):
-        yield from _query_fragments(number, entry)
+        yield from _query_fragments(number, entry, show_paths)
     yield "</section>\n"
 
 
-def _query_fragments(number: int, entry: QueryReport) -> Iterator[str]:
+def _query_fragments(number: int, entry: QueryReport, show_paths: bool) -> Iterator[str]:
     photo = load_photo(entry.path)
     regions, links = link_matches(entry.objects, entry.results)
     yield f'<article class="query" id="query-{number}">\n'
-    yield f'<h3>Query {number}: {render_name(get_file_name(entry.path))}</h3>\n<div class="beside">\n<aside>\n'
+    yield f'<h3>Query {number}: {render_name(entry.shown_name)}</h3>\n<div class="beside">\n<aside>\n'
     yield render_photo(photo, [LabelledBox(r.box, r.color, str(r.number)) for r in regions])
     yield _render_legend(regions, photo, len(entry.objects))
-    yield f"{render_name(entry.path, 'path')}\n</aside>\n<div>\n"
+    yield f"{'' if entry.name else render_name(entry.path, 'path')}\n</aside>\n<div>\n"
     if entry.results:
         # Several results may match the same region of the query: its crop is encoded once.
         crops = {r.number: render_crop(photo, r.box, f"region {r.number} of the query") for r in regions}
         yield '<ol class="cards">\n'
         for result, matches in zip(entry.results, links, strict=True):
-            yield _render_result(result, matches, crops)
+            yield _render_result(result, matches, crops, show_paths)
         yield "</ol>\n"
     else:
         yield render_notice("Nothing was found: no photo of the index matches this query.")
@@ -137,7 +145,9 @@ def _describe_region(region: LinkedRegion, photo: LoadedPhoto) -> str:
     return escape(region.category) or ("whole photo" if photo.is_whole(region.box) else "region")
 
 
-def _render_result(result: SearchResult, matches: Sequence[LinkedMatch], crops: Mapping[int, str]) -> str:
+def _render_result(
+    result: SearchResult, matches: Sequence[LinkedMatch], crops: Mapping[int, str], show_paths: bool
+) -> str:
     """One result: its photo with the matched boxes, where it comes from, and the pairs of regions with their scores."""
     photo = load_photo(result.path)
     boxes = [LabelledBox(m.database_box, m.region.color, str(m.region.number)) for m in matches]
@@ -150,6 +160,6 @@ def _render_result(result: SearchResult, matches: Sequence[LinkedMatch], crops: 
     return (
         f'<li class="card">\n{render_photo(photo, boxes, RESULT_LONG_SIDE)}<div class="words">\n'
         f'<h4><span>Rank {result.rank:,}</span> <span class="number">{format_score(result.score)}</span></h4>\n'
-        f"{render_name(result.image_id)}\n{render_name(result.path, 'path')}\n"
+        f"{render_name(result.image_id)}\n{render_name(result.path, 'path') if show_paths else ''}\n"
         f'<ul class="pairs">\n{pairs}</ul>\n</div>\n</li>\n'
     )

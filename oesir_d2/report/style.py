@@ -85,6 +85,29 @@ figcaption { color: var(--soft); font-size: 0.8rem; padding: 4px 0 0; }
 .good { color: var(--good); }
 .bad { color: var(--bad); }
 
+.save { font-weight: 600; }
+.layers { position: relative; line-height: 0; }
+.layers svg { position: absolute; inset: 0; width: 100%; height: 100%; }
+.area polygon { fill: var(--color); fill-opacity: 0.38; stroke: var(--color); stroke-width: 3; stroke-linejoin: round; }
+.outline polygon { fill-opacity: 0.12; stroke-width: 4; }
+.area:hover polygon, .area:focus polygon { fill-opacity: 0.65; }
+.area circle { fill: var(--color); stroke: #000; }
+.area text { font: 700 15px system-ui, sans-serif; text-anchor: middle; dominant-baseline: central; }
+.parts { list-style: none; margin: 0; padding: 0; }
+.parts li { padding: 8px 0; border-bottom: 1px solid var(--line); }
+.source { border-top: 1px solid var(--line); padding-top: 24px; margin-top: 24px; }
+.source:target { outline: 3px solid var(--accent); outline-offset: 12px; border-radius: 4px; }
+.source img { max-width: 100%; height: auto; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); gap: 16px; }
+.slider { position: relative; --split: 50%; line-height: 0; }
+.slider img { position: absolute; inset: 0; width: 100%; height: 100%; }
+.slider .over { clip-path: inset(0 calc(100% - var(--split)) 0 0); }
+.slider::after { content: ""; position: absolute; top: 0; bottom: 0; left: var(--split); width: 2px; margin-left: -1px;
+  background: #fff; box-shadow: 0 0 0 1px #000; pointer-events: none; }
+.slider input { position: absolute; left: 0; right: 0; bottom: 0; width: 100%; height: 100%; margin: 0; opacity: 0;
+  cursor: ew-resize; }
+.slider input:focus-visible { opacity: 0.5; }
+
 @media (max-width: 820px) {
   .beside { grid-template-columns: minmax(0, 1fr); }
   .beside > aside { position: static; }

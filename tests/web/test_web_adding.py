@@ -1,0 +1,145 @@
+"""Photos that users add: kept under safe names, found at once, and a mistake of the user's told in one line."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from oesir_d2.index import EmbeddingIndex
+from oesir_d2.index.lock import WriterLock
+from oesir_d2.web.__main__ import listen, main
+from oesir_d2.web.uploads import UploadStore, make_label
+
+
+@pytest.fixture(scope="module")
+def growing(index: Path, start_app: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An app that may add photos to a copy of the index, and does not tell paths."""
+    folder = tmp_path_factory.mktemp("growing")
+    shutil.copytree(index, folder / "index")
+    with start_app(folder / "index", folder, "--allow-add", str(folder / "added"), "--hide-paths") as running:
+        yield running
+
+
+def make_files(folder: Path, rng: np.random.Generator, names: list[str]) -> list[tuple[str, tuple[str, bytes]]]:
+    files = []
+    for name in names:
+        path = folder / "photo.jpg"
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).resize((160, 120)).save(path)
+        files.append(("file", (name, path.read_bytes())))
+    return files
+
+
+def test_added_photos_are_found_at_once(growing: Any, tmp_path: Path, rng: np.random.Generator) -> None:
+    before = httpx.get(growing.url + "api/status").json()["images"]
+    files = make_files(tmp_path, rng, ["../../evil.png", "/etc/passwd"])
+    bad = [("file", ("bad.jpg", b"no photo"))]
+    answer = httpx.post(growing.url + "api/photos", files=[*files, *bad, files[0]], timeout=120).json()
+    assert answer["images"] == before + 2 and len(answer["added"]) == 2
+    assert answer["refused"] == [
+        {"file": "bad.jpg", "error": "bad.jpg cannot be read: not an image of a known format, or its header is damaged"}
+    ]
+    # By their content they are JPEG files, whatever they were called.
+    assert sorted(f"added/{path.name}" for path in growing.added.iterdir()) == sorted(answer["added"])
+    assert all(path.suffix == ".jpg" and path.stem.isalnum() for path in growing.added.iterdir())
+    for _, (_, content) in files:
+        found = httpx.post(growing.url + "api/search", files={"file": ("q", content)}, timeout=120).json()["results"][0]
+        assert found["image_id"] in answer["added"] and found["score"] == pytest.approx(1, abs=1e-4)
+        assert found["path"] == "" and (growing.added / Path(found["image_id"]).name).read_bytes() == content
+    assert growing.list_uploads() == []
+    # Once more adds nothing.
+    again = httpx.post(growing.url + "api/photos", files=files, timeout=120).json()
+    assert again["images"] == before + 2
+    assert len(EmbeddingIndex.open(growing.index).images) == before + 2
+
+
+def test_index_that_another_process_writes_refuses_and_nothing_is_kept(
+    growing: Any, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    kept = set(growing.added.iterdir()) if growing.added.exists() else set()
+    lock = WriterLock(growing.index)
+    try:
+        files = make_files(tmp_path, rng, ["a.png"])
+        answer = httpx.post(growing.url + "api/photos", files=files, timeout=120)
+    finally:
+        lock.release()
+    assert answer.status_code == 409 and "another process writes the index" in answer.json()["error"]
+    assert str(growing.index) not in answer.text
+    assert set(growing.added.iterdir()) == kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--index", "nowhere"], "index nowhere does not exist"),
+        (["--index", "."], "is not an index"),
+        ([], "--index"),
+        (["--index", "nowhere", "--port", "70000"], "port 70000 is not allowed"),
+        (["--index", "nowhere", "--timeout", "-1"], "'-1' is not allowed"),
+        (["--index", "nowhere", "--host", "no.such.host.invalid"], "is not an address of this machine"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "--host" in arguments:
+        monkeypatch.setattr("socket.getaddrinfo", _know_no_host)
+    with pytest.raises((ValueError, OSError)) as error:
+        main([*arguments, *([] if "--port" in arguments else ["--port", "0"])])
+    assert words in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _know_no_host(*_: Any, **__: Any) -> Any:
+    import socket
+
+    raise socket.gaierror(-2, "Name or service not known")
+
+
+def test_port_in_use_is_told(growing: Any) -> None:
+    port = growing.url.rstrip("/").rsplit(":", 1)[1]
+    with pytest.raises(OSError, match="Address already in use") as error:
+        listen("127.0.0.1", int(port))
+    assert error.value.filename == f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("a.png", "a.png"),
+        ("/etc/passwd", "passwd"),
+        ("..\\..\\win.ini", "win.ini"),
+        ("../..", "photo"),
+        (None, "photo"),
+        ("", "photo"),
+        ("a\0b\r\nc\u202e.png", "abc.png"),
+        ("x" * 300 + ".jpeg", "x" * 74 + "….jpeg"),
+    ],
+)
+def test_labels_are_harmless(name: str | None, label: str) -> None:
+    assert make_label(name) == label
+
+
+def test_uploads_that_nobody_takes_go(tmp_path: Path) -> None:
+    import io
+
+    store = UploadStore(tmp_path, max_kept=2, max_age=1000)
+    uploads = [store.save(io.BytesIO(b"%d" % number), "a") for number in range(3)]
+    ids = [store.keep(upload) for upload in uploads]
+    assert store.take(ids[0]) is None and not uploads[0].path.exists()
+    taken = store.take(ids[1])
+    assert taken is not None and taken.path.read_bytes() == b"1" and store.take(ids[1]) is None
+    store.discard(uploads[2])
+    assert uploads[2].path.exists(), "it is kept"
+    store.discard(taken)
+    assert not taken.path.exists()
+    expiring = UploadStore(tmp_path, max_kept=2, max_age=0)
+    old = expiring.save(io.BytesIO(b"old"), "a")
+    assert expiring.take(expiring.keep(old)) is None and not old.path.exists()
