@@ -47,6 +47,26 @@ def _fixed_seeds() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Small arrays gain nothing from threads, and threads that wait for each other on a busy machine cost seconds."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _only_detectron2s_own_sets() -> Iterator[None]:
+    """No test finds the data sets that another one has registered."""
+    if "detectron2.data" not in sys.modules:
+        yield
+        return
+    catalog = sys.modules["detectron2.data"].DatasetCatalog
+    before = set(catalog.list())
+    yield
+    for name in set(catalog.list()) - before:
+        catalog.remove(name)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from oesir_d2 import add_oesir_config
 from oesir_d2.engine.config_loading import CONFIGS_DIR, load_config
-from oesir_d2.engine.embedder import load_model
+from oesir_d2.engine.model_loading import load_model
 from oesir_d2.structures import NO_CLASS
 
 PACKAGE_DIR = CONFIGS_DIR.parent / "oesir_d2"
@@ -24,15 +24,6 @@ CONFIGS = sorted(
 )
 DOWNLOADED = ("detectron2://", "torchvision://", "https://")
 WEIGHT_KEYS = ("MODEL.WEIGHTS", "MODEL.OESIR.TEACHER.WEIGHTS", "MODEL.OESIR.EFFICIENTNET.WEIGHTS")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small arrays gain nothing from threads, and threads that wait for each other on a busy machine cost seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def list_keys(cfg: CfgNode, prefix: str = "") -> dict[str, object]:

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # The parts of the package from the bottom to the top. A part imports itself and parts of lower levels only.
 LEVELS = (
-    ("structures", "config", "files"),
+    ("structures", "config", "files", "array_pickle"),
     ("layers", "index", "geometry"),
     ("modeling", "data", "evaluation"),
     ("engine", "report"),
@@ -29,7 +29,7 @@ NEVER_IMPORTS = {
 # Parts that keep to a few libraries besides the standard one, so that they can be used and tested without the others.
 ONLY_LIBRARIES = {
     "structures": {"numpy"},
-    "index": {"numpy", "faiss", "pymilvus"},
+    "index": {"numpy", "faiss", "pymilvus", "milvus_lite", "grpc"},
     "geometry": {"numpy", "cv2"},
     "layers": {"torch", "torchvision", "numpy", "safetensors"},
 }

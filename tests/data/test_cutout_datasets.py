@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,6 @@ from oesir_d2.data.datasets.cutouts import (
 )
 
 SIZE = (120, 160)
-
-
-@pytest.fixture(autouse=True)
-def _only_detectron2s_own_sets() -> Iterator[None]:
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,6 @@ from oesir_d2.engine.config_loading import load_config
 from oesir_d2.engine.training_data import build_train_loader, register_datasets
 
 MakePhoto = Callable[..., np.ndarray]
-
-
-@pytest.fixture(autouse=True)
-def _only_detectron2s_own_sets() -> Iterator[None]:
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
 
 
 @pytest.fixture

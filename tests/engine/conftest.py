@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from detectron2.config import CfgNode
 from PIL import Image
 
@@ -23,15 +22,6 @@ TINY_OPTS = [
     # 112 channels of stride 16: most of the network does not run.
     *("MODEL.OESIR.TEACHER.LAYER", "conv4_6"),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small arrays gain nothing from threads, and threads that wait for each other on a busy machine cost seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from oesir_d2.engine.config_loading import load_config
-from oesir_d2.engine.embedder import load_model
+from oesir_d2.engine.model_loading import load_model
 from oesir_d2.engine.trainer import OESIRTrainer
 from oesir_d2.engine.training_data import register_datasets
 from oesir_d2.index import read_skipped
@@ -34,23 +33,6 @@ PROJECTION_ALONE = [
     *("MODEL.OESIR.EMBEDDING.SOURCE", "DetectorSource", "MODEL.OESIR.EMBEDDING.DETECTOR_FEATURES", "['p4']"),
     *("MODEL.OESIR.CONTRASTIVE.DISTILLATION_WEIGHT", "0.0", "MODEL.FPN.OUT_CHANNELS", "32"),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small arrays gain nothing from threads, and threads that wait for each other on a busy machine cost seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _only_detectron2s_own_sets() -> Iterator[None]:
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
 
 
 @pytest.fixture

@@ -21,10 +21,11 @@ from oesir_d2.data.splicing.splices_file import SpliceSet
 from oesir_d2.engine import model_cost, variant_run
 from oesir_d2.engine.comparison_list import Variant
 from oesir_d2.engine.config_loading import load_config
-from oesir_d2.engine.embedder import Embedder, load_model
+from oesir_d2.engine.embedder import Embedder
 from oesir_d2.engine.indexing import build_index
 from oesir_d2.engine.model_comparison import Comparison, compare_models
 from oesir_d2.engine.model_cost import Milliseconds, MultiplyAdds
+from oesir_d2.engine.model_loading import load_model
 from oesir_d2.engine.retrieval import Retriever
 from oesir_d2.engine.splice_evaluation import evaluate_splices
 from oesir_d2.engine.variant_run import ComparisonOptions

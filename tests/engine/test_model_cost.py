@@ -13,7 +13,6 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from oesir_d2.engine.config_loading import load_config
-from oesir_d2.engine.embedder import load_model
 from oesir_d2.engine.model_cost import (
     build_random_teacher,
     count_multiply_adds,
@@ -22,6 +21,7 @@ from oesir_d2.engine.model_cost import (
     resize_photo,
     time_model,
 )
+from oesir_d2.engine.model_loading import load_model
 
 DETECTOR = [
     *("MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", "OESIR", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"),

@@ -15,8 +15,9 @@ from detectron2.config import CfgNode
 
 from oesir_d2.data import ImageFile
 from oesir_d2.engine.config_loading import load_config
-from oesir_d2.engine.embedder import Embedder, load_model
+from oesir_d2.engine.embedder import Embedder
 from oesir_d2.engine.model_info import describe_model, hash_tensors, restore_config
+from oesir_d2.engine.model_loading import load_model
 from oesir_d2.index import EmbeddingModelInfo
 from oesir_d2.index.compatibility import describe_differences
 from oesir_d2.layers import PCAWhitening, save_whitening

@@ -191,3 +191,17 @@ def test_embedder_of_the_manifest_is_that_of_the_build(
     new = ImageFile("new.png", tmp_path / "new.png")
     query = Retriever(index_path).search(new).query
     assert np.array_equal(query.embeddings.vectors, embedder.embed(new).embeddings.vectors)
+
+
+def test_reopened_index_has_what_was_added(cfg: CfgNode, photos: list[ImageFile], tmp_path: Path) -> None:
+    build_index(cfg, photos[:3], tmp_path / "grown")
+    retriever = Retriever(tmp_path / "grown")
+    assert len(retriever.search(photos[5]).results) == 3
+    build_index(cfg, photos, tmp_path / "grown")
+    assert len(retriever.search(photos[5]).results) == 3
+    retriever.reopen()
+    assert retriever.search(photos[5]).results == Retriever(tmp_path / "grown").search(photos[5]).results
+    (tmp_path / "grown" / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="manifest"):
+        retriever.reopen()
+    assert retriever.search(photos[5]).results[0].image_id == "5.png"

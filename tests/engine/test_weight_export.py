@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from oesir_d2.data import ImageFile
 from oesir_d2.engine.config_loading import load_config
-from oesir_d2.engine.embedder import Embedder, load_model
+from oesir_d2.engine.embedder import Embedder
+from oesir_d2.engine.model_loading import load_model
 from oesir_d2.engine.weight_export import export_weights
 
 OPTS = ["MODEL.DEVICE", "cpu", "MODEL.OESIR.EMBEDDING.WHITENING_DIM", "8"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +12,7 @@ import torch
 from torch import nn
 
 from oesir_d2.engine.config_loading import load_config
-from oesir_d2.engine.embedder import load_model
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small arrays gain nothing from threads, and threads that wait for each other on a busy machine cost seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from oesir_d2.engine.model_loading import load_model
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from oesir_d2.engine.config_loading import load_config
-from oesir_d2.engine.embedder import load_model
+from oesir_d2.engine.model_loading import load_model
 from oesir_d2.modeling.crop_embedding import crop_boxes
 
 MakeImage = Callable[..., torch.Tensor]

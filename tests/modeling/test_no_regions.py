@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oesir_d2.engine.config_loading import load_config
-from oesir_d2.engine.embedder import load_model
+from oesir_d2.engine.model_loading import load_model
 from oesir_d2.modeling import build_region_proposer
 
 NO_REGIONS = ["MODEL.DEVICE", "cpu", "MODEL.OESIR.REGIONS.PROPOSER", "NoRegions"]

@@ -20,7 +20,8 @@ from detectron2.layers import FrozenBatchNorm2d
 from safetensors.torch import save_file
 from torch import nn
 
-from oesir_d2.modeling.weights import SafeCheckpointer, load_array_pickle, load_state_dict, resolve_weights
+from oesir_d2.array_pickle import load_array_pickle
+from oesir_d2.modeling.weights import SafeCheckpointer, load_state_dict, resolve_weights
 
 SUFFIXES = (".safetensors", ".pth", ".pkl")
 

@@ -17,7 +17,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from oesir_d2.engine.config_loading import load_config
-from oesir_d2.engine.embedder import load_model
+from oesir_d2.engine.model_loading import load_model
 
 ZOO_CONFIG = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
 MakeImage = Callable[..., torch.Tensor]

@@ -18,7 +18,16 @@ import pytest
 from PIL import Image
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
-SERVED_TOOLS = ("build_index", "search", "fit_whitening", "evaluate_splices", "make_splices", "demo", "train_net")
+SERVED_TOOLS = (
+    "build_index",
+    "search",
+    "fit_whitening",
+    "evaluate_splices",
+    "make_splices",
+    "demo",
+    "train_net",
+    "index",
+)
 TIMEOUT = 120
 # Photos that lie inside the wheel of scikit-image, all different.
 PHOTO_NAMES = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "ihc", "moon", "motorcycle_left", "page")

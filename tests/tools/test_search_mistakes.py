@@ -55,7 +55,7 @@ def test_boxes_that_are_none(run_tool: RunTool, photos: Path, index: Path, box: 
         (["--top-k", "2.5"], "argument --top-k: '2.5'"),
         (["--aggregate", "mean"], "'mean' (choose from"),
         (["RETRIEVAL.TOP_K", "0"], "top_k is 0"),
-        (["RETRIEVAL.AGGREGATE", "mean"], "'mean', expected one of max, sum_max"),
+        (["RETRIEVAL.AGGREGATE", "mean"], "'mean', expected one of max, mean_top_m, sum_max"),
         (["RETRIEVAL.EXPLAIN_AWAY", "2"], "2.0"),
         (["INDEX.FACTORY", "Falt"], "'Falt'"),
         (["--json", "."], "expected the name of a file to write, this is none"),

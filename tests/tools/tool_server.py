@@ -16,6 +16,7 @@ import json
 import os
 import resource
 import runpy
+import signal
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -53,6 +54,8 @@ def read_line() -> bytes:
 
 def run_tool(tool: str, argv: list[str], cwd: str, stdout: str, stderr: str, file_size_limit: int | None) -> NoReturn:
     """Become the tool. Whatever it raises ends this process as it would end the tool's own."""
+    # Tests that a shell started in the background ignore Ctrl-C, and their children would, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
     for descriptor, path, flags in ((0, os.devnull, os.O_RDONLY), (1, stdout, os.O_WRONLY), (2, stderr, os.O_WRONLY)):
         opened = os.open(path, flags | os.O_CREAT)
