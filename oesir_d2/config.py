@@ -20,6 +20,9 @@ def add_oesir_config(cfg: CN) -> None:
     _add_openimages_config(cfg)
     _add_landmark_config(cfg)
     _add_contrastive_config(cfg)
+    _add_milvus_config(cfg)
+    _add_extraction_config(cfg)
+    _add_evaluation_config(cfg)
 
 
 def _add_model_config(cfg: CN) -> None:
@@ -298,3 +301,60 @@ def _add_contrastive_config(cfg: CN) -> None:
     cfg.INPUT.OESIR.PAIR_BACKGROUND = 2
     # Share of a batch whose objects are of one class, hard negatives of each other; in [0, 1].
     cfg.INPUT.OESIR.PAIR_SAME_CLASS = 0.25
+
+
+def _add_milvus_config(cfg: CN) -> None:
+    # What searches the objects: "faiss", in this process, or "milvus" (the extra "scale"); the index folder is needed
+    # with either. What a search used last, the next one uses, too; "faiss" turns back (ours).
+    cfg.INDEX.BACKEND = "faiss"
+    cfg.INDEX.MILVUS = CN()
+    # "http://HOST:PORT" or "https://HOST:PORT" of a server or cluster, or a path: then milvus-lite keeps a database
+    # there, which one process at a time can open. Empty: milvus.db in the index folder (ours).
+    cfg.INDEX.MILVUS.URI = ""
+    # "USER:PASSWORD" or a key, if the server asks for one. It is not stored anywhere; the environment variable
+    # MILVUS_TOKEN takes its place where others may see command lines (ours).
+    cfg.INDEX.MILVUS.TOKEN = ""
+    # Name of the collection, letters, digits and _. Every index needs its own (ours).
+    cfg.INDEX.MILVUS.COLLECTION = "oesir_d2"
+    # Milvus's type of index over the vectors: "FLAT" is exact; "HNSW", "IVF_FLAT", on a server also "DISKANN",
+    # "IVF_PQ" and others are not (ours).
+    cfg.INDEX.MILVUS.INDEX_TYPE = "FLAT"
+    # Its parameters by Milvus's names, such as "M=16,efConstruction=200"; "" for Milvus's own (ours).
+    cfg.INDEX.MILVUS.INDEX_PARAMS = ""
+    # Those of a search, such as "ef=256" (ours).
+    cfg.INDEX.MILVUS.SEARCH_PARAMS = ""
+
+
+def _add_extraction_config(cfg: CN) -> None:
+    # ---- Extraction: how fast photos are embedded. None of it is part of the model that an index was built with ----
+    cfg.MODEL.OESIR.EXTRACTION = CN()
+    # Processes that decode photos, >= 0; 0 is two threads of the main process, which suffice where a core computes no
+    # faster than it decodes; on a GPU, about one process a core (ours).
+    cfg.MODEL.OESIR.EXTRACTION.DECODE_WORKERS = 0
+    # Photos a batch at most, > 0. Only photos that the network sees at the same padded size share a batch, so that no
+    # embedding depends on its companions (supplement: 1).
+    cfg.MODEL.OESIR.EXTRACTION.BATCH_SIZE = 1
+    # What the networks compute in: "float32" or, where the processor or GPU has it, "bfloat16". Embeddings are float32
+    # in any case, and an index takes and is searched with both (ours; docs/benchmarks.md has what it costs).
+    cfg.MODEL.OESIR.EXTRACTION.PRECISION = "float32"
+    # Keep the channels of a map side by side in memory (ours).
+    cfg.MODEL.OESIR.EXTRACTION.CHANNELS_LAST = True
+    # Backend of torch.compile for backbone and embedding source, "inductor" for example; "" for none (ours).
+    cfg.MODEL.OESIR.EXTRACTION.COMPILE = ""
+
+
+def _add_evaluation_config(cfg: CN) -> None:
+    # ---- Retrieval sets for DATASETS.TEST; datasets/README.md has their trees. DISTRACTORS, which may be left out, is
+    # a folder or a list of photos that join the database ----
+    # Revisited Oxford and Paris: [NAME, JSON (of datasets/prepare_revisited.py), DIR, DISTRACTORS].
+    cfg.DATASETS.OESIR.REVISITED = []
+    # Spliced photos and their sources, any splices.json: [NAME, JSON, DISTRACTORS].
+    cfg.DATASETS.OESIR.SPLICES = []
+    # PS-Battles as copy detection, every photoshop's original: [NAME, DIR, DISTRACTORS].
+    cfg.DATASETS.OESIR.PSBATTLES = []
+    # PIR: the same photos under the splice protocol, the original as the host: [NAME, DIR, DISTRACTORS].
+    cfg.DATASETS.OESIR.PIR = []
+
+    # Results a query that an evaluation takes; what lies deeper is never found. 0 is the protocol's own: all of the
+    # database for the revisited protocol, 100 for splices and copies (ours).
+    cfg.RETRIEVAL.EVALUATION_DEPTH = 0

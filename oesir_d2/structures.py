@@ -6,6 +6,7 @@ Shape shorthand: N regions of an image, D dimensions of an embedding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,23 @@ class ImageEmbeddings:
         for name, array in (("vectors", self.vectors), ("boxes", self.boxes), ("scores", self.scores)):
             if not np.isfinite(array).all():
                 raise ValueError(f"{name} of {self.image_id!r} hold values that are not finite")
+
+    @classmethod
+    def from_instances(cls, image_id: str, instances: Any, boxes: np.ndarray | None = None) -> ImageEmbeddings:
+        """What an OESIR model found in an image.
+
+        Args:
+            image_id: identifier of the image.
+            instances: detectron2's Instances with ``embeddings``, ``pred_boxes``, ``scores`` and ``pred_classes``.
+            boxes: (N, 4) instead of ``pred_boxes``.
+        """
+        return cls(
+            image_id=image_id,
+            vectors=instances.embeddings.float().cpu().numpy(),
+            boxes=instances.pred_boxes.tensor.float().cpu().numpy() if boxes is None else boxes,
+            scores=instances.scores.float().cpu().numpy(),
+            classes=instances.pred_classes.cpu().numpy(),
+        )
 
     def __len__(self) -> int:
         return len(self.vectors)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from oesir_d2.data import list_images
 from oesir_d2.data.splicing import read_splices
-from oesir_d2.engine.command_line import ToolParser, run_tool, whole_number
-from oesir_d2.engine.comparison_list import Variant, read_variants
+from oesir_d2.engine.command_line import ToolParser, parse_named_paths, run_tool, whole_number
+from oesir_d2.engine.comparison_list import read_variants
 from oesir_d2.engine.comparison_table import JSON_FILE, MARKDOWN_FILE
 from oesir_d2.engine.model_comparison import compare_models
+from oesir_d2.engine.model_list import select_models
 from oesir_d2.engine.variant_run import ComparisonOptions
 from oesir_d2.engine.whitening_fit import choose_photos
 
@@ -62,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     options = ComparisonOptions(args.depth, args.cost_photos, args.repetitions, _parse_size(args.input_size))
-    variants = _select(read_variants(args.models), args.only)
-    paths = _parse_splices(args.splices)
+    variants = select_models(read_variants(args.models), args.only)
+    paths = parse_named_paths(args.splices)
     comparison = compare_models(
         variants,
         list_images(args.images),
@@ -76,26 +77,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     files = {"table": str(args.output / MARKDOWN_FILE), "json": str(args.output / JSON_FILE)}
     print(json.dumps(files | {"skipped": comparison.skipped, "models": comparison.rows}))
-
-
-def _select(variants: list[Variant], names: list[str]) -> list[Variant]:
-    known = [variant.name for variant in variants]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"--only names {unknown[0]!r}, which the list does not have; it has {', '.join(known)}")
-    return [variant for variant in variants if not names or variant.name in names]
-
-
-def _parse_splices(words: list[str]) -> dict[str, Path]:
-    paths: dict[str, Path] = {}
-    for word in words:
-        name, separator, path = word.partition("=")
-        if not separator or not path or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise ValueError(f"--splices is {word!r}, expected NAME=JSON with a NAME of letters, digits, _ and -")
-        if name in paths:
-            raise ValueError(f"--splices names {name!r} twice")
-        paths[name] = Path(path)
-    return paths
 
 
 def _parse_size(text: str) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data.transforms import AugInput, Augmentation, NoOpTransform, ResizeTransform, Transform
 
-from oesir_d2.data.images import read_image
+from oesir_d2.data.images import DecodedImage, UnreadableImageError, read_image
 
 
 class ResizeLongSideDown(Augmentation):
@@ -64,22 +66,82 @@ class EmbeddingMapper:
         """Read and resize the photo of a dataset dict.
 
         Args:
-            dataset_dict: with ``file_name``; the rest is passed on.
+            dataset_dict: with ``file_name``; the rest is passed on. With ``query_box``, XYXY in pixels of the file
+                after its EXIF rotation, the photo is cropped to that box first, as the Oxford and Paris protocols
+                do with their queries.
 
         Returns:
             The same with ``image`` (3, H, W) uint8 in the model's channel order, and ``height`` and ``width`` of the
-            original file after its EXIF rotation: the model scales its boxes to them.
+            original file after its EXIF rotation, or of the crop: the model scales its boxes to them.
 
         Raises:
-            UnreadableImageError: the file is no photo that can be read whole.
+            UnreadableImageError: the file is no photo that can be read whole, or the box lies outside of it.
         """
+        query_box = dataset_dict.get("query_box")
         decoded = read_image(
             dataset_dict["file_name"],
             format=self.image_format,
             max_pixels=self.max_pixels,
-            reduce_to=self.resize.max_long_side,
+            # How far a photo may be reduced depends on how much of it is left.
+            reduce_to=self.resize.max_long_side if query_box is None else None,
         )
-        resized = AugInput(decoded.pixels)
+        if query_box is not None:
+            decoded = _crop(decoded, query_box, Path(dataset_dict["file_name"]))
+        return dataset_dict | {
+            "image": self._to_input(decoded.pixels),
+            "height": decoded.height,
+            "width": decoded.width,
+        }
+
+    def map_pixels(self, pixels: np.ndarray) -> dict[str, Any]:
+        """The same for pixels that are at hand.
+
+        Args:
+            pixels: (H, W, 3) uint8 RGB, whichever order the model takes.
+        """
+        in_order = pixels if self.image_format == "RGB" else pixels[..., ::-1]
+        return {"image": self._to_input(in_order), "height": pixels.shape[0], "width": pixels.shape[1]}
+
+    def _to_input(self, pixels: np.ndarray) -> torch.Tensor:
+        resized = AugInput(pixels)
         resized.apply_augmentations([self.resize])
-        image = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
-        return dataset_dict | {"image": image, "height": decoded.height, "width": decoded.width}
+        return torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
+
+
+UNREADABLE = "unreadable"
+"""The key under which a dataset dict has the reason why its photo could not be read."""
+
+PLACEHOLDER_SIDE = 64
+
+
+class MarkUnreadable:
+    """A mapper for evaluation: a photo that cannot be read becomes a black one that is marked by ``UNREADABLE``.
+
+    detectron2's loader would take another photo in its place, which an evaluation must not.
+
+    Args:
+        mapper: raises UnreadableImageError.
+    """
+
+    def __init__(self, mapper: EmbeddingMapper) -> None:
+        self._mapper = mapper
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._mapper(dataset_dict)
+        except UnreadableImageError as error:
+            black = torch.zeros(3, PLACEHOLDER_SIDE, PLACEHOLDER_SIDE, dtype=torch.uint8)
+            size = {"height": PLACEHOLDER_SIDE, "width": PLACEHOLDER_SIDE}
+            return dataset_dict | size | {"image": black, UNREADABLE: error.reason}
+
+
+def _crop(decoded: DecodedImage, box: Sequence[float], path: Path) -> DecodedImage:
+    """The part of a photo inside a box, whose sides are rounded to whole pixels and cut at the photo's."""
+    x0, y0, x1, y1 = (round(value) for value in box)
+    pixels = decoded.pixels[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
+    if 0 in pixels.shape:
+        shown = ",".join(f"{value:g}" for value in box)
+        raise UnreadableImageError(
+            path, f"the box {shown} lies outside of its {decoded.width} x {decoded.height} pixels"
+        )
+    return DecodedImage(pixels, width=pixels.shape[1], height=pixels.shape[0])

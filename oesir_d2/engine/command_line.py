@@ -115,6 +115,23 @@ def whole_number(least: int) -> Callable[[str], int]:
     return parse
 
 
+def parse_named_paths(words: Sequence[str], flag: str = "--splices") -> dict[str, Path]:
+    """Words NAME=FILE as paths by name.
+
+    Raises:
+        ValueError: a word of another form, or a name that is given twice.
+    """
+    paths: dict[str, Path] = {}
+    for word in words:
+        name, separator, path = word.partition("=")
+        if not separator or not path or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise ValueError(f"{flag} is {word!r}, expected NAME=JSON with a NAME of letters, digits, _ and -")
+        if name in paths:
+            raise ValueError(f"{flag} names {name!r} twice")
+        paths[name] = Path(path)
+    return paths
+
+
 def prepare_output(path: Path) -> Path:
     """Make the folder of a file that is to be written, and fail before the work, not after it, if it cannot be.
 
@@ -151,10 +168,7 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
     and keeps its traceback.
     """
     name = Path(sys.argv[0]).stem
-    logging.basicConfig(level=logging.WARNING, format=f"{name}: %(levelname)s: %(message)s", stream=sys.stderr)
-    # Deprecations inside detectron2 and torch are not the user's business.
-    warnings.filterwarnings("ignore", module=r"(detectron2|torch|fvcore|iopath)(\.|$)")
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    set_up_messages(name)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with logging_redirect_tqdm():  # else a message would stand in the line of a progress bar
@@ -176,6 +190,16 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
         tqdm.tqdm.write(f"{name}: {message}", file=sys.stderr)
     _close_stdout()
     sys.exit(code)
+
+
+def set_up_messages(name: str) -> None:
+    """What a process writes to stderr: the package's warnings under a tool's name."""
+    logging.basicConfig(level=logging.WARNING, format=f"{name}: %(levelname)s: %(message)s", stream=sys.stderr)
+    # Deprecations inside detectron2 and torch are not the user's business.
+    warnings.filterwarnings("ignore", module=r"(detectron2|torch|fvcore|iopath)(\.|$)")
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    # It tells of every process that it ends after one has failed; what has failed is told in any case.
+    logging.getLogger("torch.multiprocessing").setLevel(logging.ERROR)
 
 
 def _terminate(*_: object) -> NoReturn:

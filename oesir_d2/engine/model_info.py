@@ -35,7 +35,7 @@ def describe_model(cfg: CfgNode, model: nn.Module) -> EmbeddingModelInfo:
     whitening = {name: value for name, value in state.items() if name.startswith(WHITENING_PREFIX)}
     weights = {name: value for name, value in state.items() if name not in whitening}
     return EmbeddingModelInfo(
-        config=_model_config(cfg),
+        config=describe_config(cfg),
         references={key: _anchor(_lookup(cfg, key)) for key in WEIGHT_REFERENCES},
         weights_sha256=hash_tensors(weights),
         whitening_sha256=hash_tensors(whitening) if whitening else "",
@@ -79,7 +79,7 @@ def hash_tensors(tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _model_config(cfg: CfgNode) -> dict[str, Any]:
+def describe_config(cfg: CfgNode) -> dict[str, Any]:
     """The keys that decide what an embedding is, without what depends on the machine."""
     options = cfg.INPUT.OESIR
     sections = {
@@ -94,8 +94,10 @@ def _model_config(cfg: CfgNode) -> dict[str, Any]:
     flat = _flatten(sections)
     # How a student, a projection or a teacher was trained shows in its weights.
     training = ("MODEL.OESIR.DISTILLATION.", "MODEL.OESIR.CONTRASTIVE.", "MODEL.OESIR.LANDMARKS.")
+    # How the model is run, its precision included: what that changes is less than another processor may change.
+    extraction = ("MODEL.OESIR.EXTRACTION.",)
     left_out = {"MODEL.DEVICE", *WEIGHT_REFERENCES}
-    return {k: v for k, v in flat.items() if k not in left_out and not k.startswith(training)}
+    return {k: v for k, v in flat.items() if k not in left_out and not k.startswith(training + extraction)}
 
 
 def _flatten(sections: dict[str, Any], prefix: str = "") -> dict[str, Any]:

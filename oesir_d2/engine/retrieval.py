@@ -13,14 +13,16 @@ from oesir_d2.data.images import ImageFile, UnreadableImageError
 from oesir_d2.engine.config_loading import apply_overrides
 from oesir_d2.engine.embedder import EmbeddedImage, Embedder
 from oesir_d2.engine.model_info import restore_config
+from oesir_d2.engine.object_search import build_object_search, recall_backend
 from oesir_d2.index import (
     EmbeddingIndex,
     SearchResult,
     SetSearcher,
-    build_object_index,
     check_compatible,
     round_box,
 )
+from oesir_d2.index.milvus_object_index import MilvusObjectIndex
+from oesir_d2.structures import ImageEmbeddings
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,39 @@ class Retriever:
 
     Raises:
         FileNotFoundError: there is no index, or its weights are gone.
-        ValueError: the folder is no index or is damaged, or the model at hand is not the one that made it.
+        ValueError: the folder is no index or is damaged, the model at hand is not the one that made it, or Milvus, if
+            that is to search it, cannot be used.
     """
 
     def __init__(self, index_path: str | Path, opts: Sequence[str] = ()) -> None:
         self.index = EmbeddingIndex.open(index_path)
         self.cfg: CfgNode = restore_config(self.index.manifest.model)
         self.cfg.INDEX.FACTORY = self.index.manifest.factory
+        recall_backend(self.cfg, self.index.path)
         apply_overrides(self.cfg, opts)
         self.embedder = Embedder(self.cfg)
         check_compatible(self.index.manifest, self.embedder.info)
-        objects = build_object_index(self.cfg.INDEX.FACTORY, self.index.dimension, self.index.vector_chunks())
-        self._searcher = SetSearcher(self.index, objects)
+        self._open_searcher(self.index)
+
+    def close(self) -> None:
+        """Let go of a database of milvus-lite, which one process at a time can open; FAISS has nothing to close."""
+        if isinstance(self._objects, MilvusObjectIndex):
+            self._objects.close()
+
+    def reopen(self) -> None:
+        """Take in what was written to the index since it was opened; the model stays.
+
+        Raises:
+            ValueError: the index is damaged, or another model's by now; this retriever goes on with what it has.
+        """
+        index = EmbeddingIndex.open(self.index.path, self.embedder.info)
+        self.close()
+        self._open_searcher(index)
+        self.index = index
+
+    def _open_searcher(self, index: EmbeddingIndex) -> None:
+        self._objects = build_object_search(self.cfg, index)
+        self._searcher = SetSearcher(index, self._objects)
 
     def search(
         self,
@@ -96,12 +119,31 @@ class Retriever:
             else:
                 yield file, self._search(embedded, top_k, aggregate)
 
-    def _search(self, query: EmbeddedImage, top_k: int | None, aggregate: str | None) -> QueryResult:
+    def rank(
+        self,
+        embeddings: ImageEmbeddings,
+        top_k: int | None = None,
+        aggregate: str | None = None,
+        explain_away: float | None = None,
+    ) -> list[SearchResult]:
+        """Search with regions that are embedded already, by this retriever's embedder.
+
+        Args:
+            embeddings: the regions.
+            top_k: results wanted; cfg.RETRIEVAL.TOP_K if not given.
+            aggregate: name of an aggregator; cfg.RETRIEVAL.AGGREGATE if not given.
+            explain_away: see ``SetSearcher.search``; cfg.RETRIEVAL.EXPLAIN_AWAY if not given.
+
+        Raises:
+            ValueError: an argument out of its range.
+        """
         options = self.cfg.RETRIEVAL
-        results = self._searcher.search(
-            query.embeddings,
+        return self._searcher.search(
+            embeddings,
             top_k=options.TOP_K if top_k is None else top_k,
             aggregate=options.AGGREGATE if aggregate is None else aggregate,
-            explain_away=options.EXPLAIN_AWAY,
+            explain_away=options.EXPLAIN_AWAY if explain_away is None else explain_away,
         )
-        return QueryResult(query, results)
+
+    def _search(self, query: EmbeddedImage, top_k: int | None, aggregate: str | None) -> QueryResult:
+        return QueryResult(query, self.rank(query.embeddings, top_k, aggregate))

@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-import torch
-from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -20,7 +17,9 @@ from torch.multiprocessing import ProcessRaisedException
 
 from oesir_d2.engine.command_line import replace_nan, split_overrides
 from oesir_d2.engine.config_loading import find_config, load_config
-from oesir_d2.engine.embedder import load_model
+from oesir_d2.engine.inference import prepare_model
+from oesir_d2.engine.model_loading import load_model
+from oesir_d2.engine.process_launch import check_devices, find_mistake
 from oesir_d2.engine.trainer import OESIRTrainer
 from oesir_d2.engine.training_data import register_datasets
 from oesir_d2.index import read_skipped
@@ -61,7 +60,7 @@ def launch_training(args: argparse.Namespace) -> None:
         FileNotFoundError: data or weights that are not there.
     """
     cfg = load_config(args.config_file, args.opts)
-    _check_devices(cfg, args.num_gpus)
+    check_devices(cfg, args.num_gpus)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; --eval-only needs one or more names of data sets")
     # Again in every process; here it finds mistakes before there are many.
@@ -69,19 +68,10 @@ def launch_training(args: argparse.Namespace) -> None:
     try:
         launch(_run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
     except (ProcessRaisedException, ValueError) as error:
-        mistake = _find_mistake(str(error))
+        mistake = find_mistake(str(error))
         if mistake is None:
             raise
         raise ValueError(mistake) from error
-
-
-def _check_devices(cfg: CfgNode, num_gpus: int) -> None:
-    available = torch.cuda.device_count()
-    if cfg.MODEL.DEVICE.startswith("cuda") and max(1, num_gpus) > available:
-        raise ValueError(
-            f"--num-gpus is {num_gpus} and MODEL.DEVICE {cfg.MODEL.DEVICE!r}, but torch finds {available} GPUs here; "
-            "with MODEL.DEVICE cpu, --num-gpus is the number of processes"
-        )
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -94,7 +84,10 @@ def _run(args: argparse.Namespace) -> None:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="oesir_d2")
     start = time.perf_counter()
     if args.eval_only:
-        report = dict(OESIRTrainer.test(cfg, load_model(cfg)))
+        model = load_model(cfg)
+        # As the tools run it, so that they get the same figures to the last digit.
+        prepare_model(cfg, model)
+        report = dict(OESIRTrainer.test(cfg, model))
     else:
         trainer = OESIRTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
@@ -110,10 +103,3 @@ def _run(args: argparse.Namespace) -> None:
 
 def _refuse(message: str) -> NoReturn:
     raise ValueError(f"{message}; --help shows examples")
-
-
-def _find_mistake(text: str) -> str | None:
-    """The message of a mistake that another process found: what comes back from there holds its traceback as text."""
-    pattern = r"^[\w.]*(?:ValueError|FileNotFoundError|NonFiniteLossError): (.*)\Z"
-    match = re.search(pattern, text.strip(), re.MULTILINE)
-    return match[1] if match and "Traceback (most recent call last)" in text else None

@@ -24,6 +24,9 @@ from oesir_d2.data.datasets.cutouts import register_cutouts
 from oesir_d2.data.datasets.google_landmarks import register_landmarks
 from oesir_d2.data.datasets.openimages import OpenImagesOptions, register_openimages
 from oesir_d2.data.datasets.photos import register_photos
+from oesir_d2.data.datasets.psbattles import register_pir, register_psbattles
+from oesir_d2.data.datasets.revisited import register_revisited
+from oesir_d2.data.datasets.splices import register_splices
 from oesir_d2.data.landmark_mapper import LandmarkMapper
 from oesir_d2.data.object_pairs import DrawHost, ObjectPairMapper
 from oesir_d2.data.samplers import ShapeGroupedBatches
@@ -51,6 +54,10 @@ def register_datasets(cfg: CfgNode) -> None:
         ),
         "LANDMARKS": (("NAME", "CSV", "DIR"), partial(register_landmarks, min_photos=options.LANDMARK_MIN_PHOTOS)),
         "CUTOUTS": (("NAME", "KIND", "PATH", "…"), register_cutouts),
+        "REVISITED": (("NAME", "JSON", "DIR", "…"), register_revisited),
+        "SPLICES": (("NAME", "JSON", "…"), register_splices),
+        "PSBATTLES": (("NAME", "DIR", "…"), register_psbattles),
+        "PIR": (("NAME", "DIR", "…"), register_pir),
     }
     own = []
     for key, (fields, register) in kinds.items():

@@ -22,7 +22,6 @@ from oesir_d2.data.images import ImageFile, UnreadableImageError
 from oesir_d2.data.mappers import EmbeddingMapper
 from oesir_d2.data.splicing import SpliceQuery, SpliceSet
 from oesir_d2.engine.comparison_list import Variant
-from oesir_d2.engine.embedder import load_model
 from oesir_d2.engine.indexing import build_index
 from oesir_d2.engine.kept_results import hash_file, hash_json, hash_model, read_kept, write_kept
 from oesir_d2.engine.model_cost import (
@@ -34,6 +33,7 @@ from oesir_d2.engine.model_cost import (
     time_model,
 )
 from oesir_d2.engine.model_info import describe_model
+from oesir_d2.engine.model_loading import load_model
 from oesir_d2.engine.retrieval import QueryResult, Retriever
 from oesir_d2.engine.splice_evaluation import evaluate_splices
 from oesir_d2.engine.whitening_fit import choose_photos, fit_whitening

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from safetensors.torch import save
 
 from oesir_d2.engine.config_loading import load_config
-from oesir_d2.engine.embedder import load_model
+from oesir_d2.engine.model_loading import load_model
 from oesir_d2.files import replace_file, sha256_of_file
 from oesir_d2.modeling.weights import TEACHER_PREFIX, TRUNK_PREFIX, WHITENING_PREFIX
 

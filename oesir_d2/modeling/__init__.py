@@ -8,6 +8,7 @@ from oesir_d2.modeling.distillation import OESIRDistillation
 from oesir_d2.modeling.embedding_head import POOLER_REGISTRY, EmbeddingHead
 from oesir_d2.modeling.embedding_source import EMBEDDING_MAP, EMBEDDING_SOURCE_REGISTRY, build_embedding_source
 from oesir_d2.modeling.landmark_classifier import MARGIN_SOFTMAX_REGISTRY, LandmarkClassifier
+from oesir_d2.modeling.layer_taps import DetectorTaps, LayerTaps, TeacherTaps
 from oesir_d2.modeling.losses import DISTILLATION_LOSS_REGISTRY, build_distillation_losses
 from oesir_d2.modeling.meta_arch import OESIR
 from oesir_d2.modeling.regions import REGION_PROPOSER_REGISTRY, build_region_proposer
@@ -31,13 +32,16 @@ __all__ = [
     "STUDENT_REGISTRY",
     "TEACHER_REGISTRY",
     "CropOESIR",
+    "DetectorTaps",
     "EfficientNetLiteTeacher",
     "EmbeddingHead",
     "LandmarkClassifier",
+    "LayerTaps",
     "ObjectEmbeddingROIHeads",
     "RegionEmbeddingROIHeads",
     "ResNet50Teacher",
     "StudentSource",
+    "TeacherTaps",
     "backbones",
     "build_contrastive_loss",
     "build_distillation_losses",

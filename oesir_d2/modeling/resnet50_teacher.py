@@ -15,6 +15,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 
+from oesir_d2.modeling.resnet_blocks import describe_resnet_blocks, run_resnet_blocks
 from oesir_d2.modeling.teacher import TEACHER_REGISTRY, Teacher
 from oesir_d2.modeling.weights import extract_finetuned_network, extract_tensors, read_checkpoint, resolve_weights
 
@@ -56,11 +57,9 @@ class ResNet50Teacher(Teacher):
         self.network = ResNet(BasicStem(norm="FrozenBN"), stages, out_features=["res5"])
         if weights:
             _load_resnet50(self.network, state, weights)
-        stage, block = int(layer[4]), int(layer[6])
-        # The network keeps all blocks, so that a checkpoint does not depend on the layer; these are the ones that run.
-        self._blocks = [block_of_stage for blocks in stages[: stage - 1] for block_of_stage in blocks]
-        self._blocks = self._blocks[: len(self._blocks) - len(stages[stage - 2]) + block]
-        self.output_shape = ShapeSpec(channels=self._blocks[-1].out_channels, stride=2**stage)
+        # The network keeps all blocks, so that a checkpoint does not depend on the layer.
+        self.layer = layer
+        self.output_shape = self.layer_shapes[layer]
         self.freeze()
 
     @classmethod
@@ -68,11 +67,15 @@ class ResNet50Teacher(Teacher):
         options = cfg.MODEL.OESIR.TEACHER
         return {"input_format": cfg.INPUT.FORMAT, "layer": options.LAYER, "weights": options.WEIGHTS}
 
+    @property
+    def layer_shapes(self) -> dict[str, ShapeSpec]:
+        return describe_resnet_blocks(self.network)
+
+    def compute_layers(self, images: torch.Tensor, layers: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        return run_resnet_blocks(self.network, images, layers)
+
     def compute_map(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.network.stem(images)
-        for block in self._blocks:
-            features = block(features)
-        return features
+        return self.compute_layers(images, (self.layer,))[self.layer]
 
 
 def _read_weights(reference: str) -> tuple[dict[str, torch.Tensor], bool]:

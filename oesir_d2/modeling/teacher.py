@@ -65,6 +65,20 @@ class Teacher(nn.Module):
         """(N, 3, H, W) normalised, H and W multiples of ``size_divisibility`` -> (N, C, H / S, W / S)."""
         raise NotImplementedError
 
+    @property
+    def layer_shapes(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of every layer that :meth:`compute_layers` can give, by name; empty if it gives none."""
+        return {}
+
+    def compute_layers(self, images: torch.Tensor, layers: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """The maps of several layers in one pass, whichever is tapped for :meth:`compute_map`.
+
+        Args:
+            images: (N, 3, H, W) normalised, H and W multiples of ``size_divisibility``.
+            layers: some of ``layer_shapes``.
+        """
+        raise NotImplementedError
+
     def freeze(self) -> None:
         """Take all weights out of training."""
         self.requires_grad_(False)
@@ -104,9 +118,7 @@ class Teacher(nn.Module):
             (N, C, H / S, W / S) float, not normalised, where H and W are those of the largest padded photo; 0 beyond
             a photo's own padding.
         """
-        if self._flip_channels:
-            images = [image.flip(0) for image in images]
-        normalised = [(image.to(self.pixel_mean) - self.pixel_mean) / self.pixel_std for image in images]
+        normalised = self._normalise(images)
         indices_by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, image in enumerate(normalised):
             indices_by_size[self._count_cells(image)].append(index)
@@ -117,6 +129,15 @@ class Teacher(nn.Module):
         for cells, indices in indices_by_size.items():
             maps[indices, :, : cells[0], : cells[1]] = self._compute_map_of_one_size([normalised[i] for i in indices])
         return maps
+
+    def prepare(self, images: list[torch.Tensor]) -> torch.Tensor:
+        """Photos of one size (3, H, W), 0 to 255, in ``input_format``, as a batch for :meth:`compute_layers`."""
+        return ImageList.from_tensors(self._normalise(images), self.size_divisibility).tensor
+
+    def _normalise(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        if self._flip_channels:
+            images = [image.flip(0) for image in images]
+        return [(image.to(self.pixel_mean) - self.pixel_mean) / self.pixel_std for image in images]
 
     def _compute_map_of_one_size(self, images: list[torch.Tensor]) -> torch.Tensor:
         return self.compute_map(ImageList.from_tensors(images, self.size_divisibility).tensor)
@@ -180,6 +201,13 @@ class EfficientNetLiteTeacher(Teacher):
             "weights": options.WEIGHTS,
             "dilate_last_stage": options.DILATE_LAST_STAGE,
         }
+
+    @property
+    def layer_shapes(self) -> dict[str, ShapeSpec]:
+        return self.network.output_shapes
+
+    def compute_layers(self, images: torch.Tensor, layers: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        return self.network(images, layers)
 
     def compute_map(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images, (self.layer,))[self.layer]

