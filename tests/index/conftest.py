@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 import pytest
 
-from oesir_d2.index import EmbeddingModelInfo, ImageRecord, IndexWriter, ranking, set_search
+from oesir_d2.index import EmbeddingIndex, EmbeddingModelInfo, ImageRecord, IndexWriter, ranking, set_search
 from oesir_d2.structures import ImageEmbeddings
 
 DIMENSION = 8
@@ -103,3 +103,21 @@ def snapshot() -> Callable[[Path], dict[str, bytes]]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     return take
+
+
+@pytest.fixture
+def versions_in(make_image: Callable[..., ImageEmbeddings]) -> Callable[..., dict[str, int]]:
+    """``versions_in(path)``: {image_id: version} of a sound index; vectors and records must belong together."""
+
+    def read(path: str | os.PathLike[str]) -> dict[str, int]:
+        index = EmbeddingIndex.open(path)
+        index.verify()
+        versions: dict[str, int] = {}
+        for number, record in enumerate(index.images):
+            assert record.image_id not in versions, "an image is there twice"
+            versions[record.image_id] = version = int(record.sha256, 16)
+            expected = make_image(record.image_id, 3, seed=version)
+            np.testing.assert_array_equal(index.embeddings_of(number).vectors, expected.vectors)
+        return versions
+
+    return read

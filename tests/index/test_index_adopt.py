@@ -8,10 +8,9 @@ import signal
 from dataclasses import replace
 from multiprocessing import get_context
 
-import numpy as np
 import pytest
 
-from oesir_d2.index import EmbeddingIndex, IndexWriter
+from oesir_d2.index import IndexWriter
 
 
 @pytest.fixture
@@ -24,24 +23,6 @@ def store_versions(model_info, make_image, make_record):
                 writer.add(make_image(name, 3, seed=version), make_record(name, version))
 
     return store
-
-
-@pytest.fixture
-def versions_in(make_image):
-    """``versions_in(path)``: {image_id: version} of a sound index; vectors and records must belong together."""
-
-    def read(path):
-        index = EmbeddingIndex.open(path)
-        index.verify()
-        versions = {}
-        for number, record in enumerate(index.images):
-            assert record.image_id not in versions, "an image is there twice"
-            versions[record.image_id] = version = int(record.sha256, 16)
-            expected = make_image(record.image_id, 3, seed=version)
-            np.testing.assert_array_equal(index.embeddings_of(number).vectors, expected.vectors)
-        return versions
-
-    return read
 
 
 @pytest.fixture
