@@ -245,4 +245,5 @@ def test_killed_uploads_are_completed(tmp_path, model_info, make_image, store):
     outcomes = json.loads(done.stdout.splitlines()[-1])
     # Both collections are made and claimed; then groups of segments are begun, uploaded and entered.
     assert sum(outcome["died"] for outcome in outcomes) >= 10
+    assert sum(outcome["remade"] for outcome in outcomes) <= 3, done.stderr
     assert [outcome["is_right"] for outcome in outcomes] == [True] * len(outcomes), done.stderr
