@@ -3,8 +3,7 @@
 ``milvus_killer.py OLD NEW FOLDER`` takes two states of one index, and for n = 0, 2, 4 ... a new database under
 FOLDER. OLD is uploaded, killed by SIGKILL after the n-th call that changes something in Milvus, and uploaded again;
 then the same with NEW, and the next n. The last line of stdout is a JSON list: for every database how many of the two
-were killed, how often milvus-lite could not read it again, and whether it then held the objects of NEW and found the same
-as FAISS.
+were killed, how often milvus-lite could not read it again, and whether it then held NEW and found the same as FAISS.
 """
 
 from __future__ import annotations
