@@ -36,7 +36,8 @@ The index must hold the database of the splices; photos are matched by path, the
 The last line of stdout is JSON, in percent: mAP, recall of hosts and of donors at 1, 5 and 10, and the share of
 queries with all sources in the top 2, 5 and 10. With --verify also, under "provenance": host_confirmed and
 donor_confirmed, the recall of the true roles; false_accept, the share of queries with a confirmed photo that is no
-source; mask_iou and mask_f1 where the host was confirmed.
+source; copy_recognised, the share of the copy-moves recognised as such; mask_iou and mask_f1 where the host was
+confirmed.
 """
 
 

@@ -26,6 +26,8 @@ EXAMPLES = """examples:
   make_splices.py --hosts photos --photos photos --donors 2 --scale 0.12,0.25 --output splices
   # images with transparency; the source of such an object is the image file itself, shown on white
   make_splices.py --hosts photos --cutouts stamps --rotate 0 --flip 0 --output splices
+  # copy-moves: an object of the host, pasted elsewhere in it
+  make_splices.py --hosts train2017 --coco instances.json --coco-images train2017 --copy-move 0.8,1.25 --output copies
 """
 
 
@@ -43,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--count", type=int, default=100, help="number of splices")
     add("--donors", type=int, default=1, help="objects a splice, each out of another photo")
     add("--scale", type=pair_of(float), default="0.25,0.5", metavar="MIN,MAX", help="objects' longer side : the host's")
+    add("--copy-move", type=pair_of(float), metavar="MIN,MAX", help="paste objects of the host itself elsewhere in it, "
+        "MIN to MAX times their size instead of --scale; the hosts must be among the photos that objects are cut from; "
+        "the host is then the only source, and its mask shows the copy")  # fmt: skip
     add("--rotate", type=float, default=15, help="largest rotation to either side, in degrees")
     add("--flip", type=float, default=0.5, help="probability of mirroring, 0 to 1")
     add("--colour", type=float, default=0.1, help="largest relative change of red, green and blue, 0 to 1")
@@ -53,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     start = time.perf_counter()
-    options = splicing.SpliceOptions(args.scale, args.rotate, args.flip, args.colour, args.softness, args.quality)
+    look = args.scale, args.rotate, args.flip, args.colour, args.softness, args.quality
+    options = splicing.SpliceOptions(*look, copy_move=args.copy_move)
     source = make_source(args)
     hosts = list_images(args.hosts)
     distractors = list_images(args.distractors) if args.distractors else []

@@ -111,12 +111,13 @@ def _score_provenance(
     by_role = {role: [matches.get(s.image_id, "") for s in query.sources if s.role == role] for role in ROLES}
     host = by_role["host"][0] if by_role["host"] else None
     true_mask = _read_true_mask(splices, query)
-    return score_provenance(query.file_name, found.findings, host, set(by_role["donor"]), true_mask)
+    donors = set(by_role["donor"])
+    return score_provenance(query.file_name, found.findings, host, donors, true_mask, query.is_copy_move)
 
 
 def _read_true_mask(splices: SpliceSet, query: SpliceQuery) -> np.ndarray | None:
     """What was pasted into a query, (H, W) bool; None if a mask is missing."""
-    files = [source.mask for source in query.sources if source.role == "donor"]
+    files = [source.mask for source in query.sources if source.role == "donor" or query.is_copy_move]
     if not files or None in files:
         return None
     masks = [read_image(splices.resolve(file)).pixels[..., 0] > 127 for file in files]

@@ -25,6 +25,8 @@ class ProvenanceRow:
         mask_iou: intersection over union of the mask and the true mask; 0 without a mask, None if the truth is
             not known.
         mask_f1: the same as an F1 score.
+        copy_recognised: whether the largest part was recognised as copied within the photo; None if the query is no
+            copy-move.
     """
 
     file_name: str
@@ -33,10 +35,16 @@ class ProvenanceRow:
     wrong: tuple[str, ...]
     mask_iou: float | None
     mask_f1: float | None
+    copy_recognised: bool | None = None
 
 
 def score_provenance(
-    file_name: str, findings: Findings, host: str | None, donors: Collection[str], true_mask: np.ndarray | None
+    file_name: str,
+    findings: Findings,
+    host: str | None,
+    donors: Collection[str],
+    true_mask: np.ndarray | None,
+    is_copy_move: bool = False,
 ) -> ProvenanceRow:
     """Score what was found out about one query.
 
@@ -46,6 +54,7 @@ def score_provenance(
         host: the host's image id in the findings; None if the splices name none.
         donors: the donors' image ids, each once.
         true_mask: (H, W) bool, what was pasted; None if it is not known.
+        is_copy_move: whether something was copied within the query.
     """
     roles = {photo.image_id: photo.role for photo in findings.photos if photo.verified}
     wrong = tuple(image_id for image_id in roles if image_id != host and image_id not in donors)
@@ -57,6 +66,7 @@ def score_provenance(
         wrong=wrong,
         mask_iou=iou,
         mask_f1=f1,
+        copy_recognised=findings.parts[:1] != () and findings.parts[0].kind == "copy-move" if is_copy_move else None,
     )
 
 
@@ -87,6 +97,7 @@ def summarise_provenance(rows: Sequence[ProvenanceRow]) -> Mapping[str, float]:
     - ``host_confirmed``, ``donor_confirmed``: recall of the true roles; a query with two donors of which one is found
       counts one half.
     - ``false_accept``: share of the queries for which a photo was confirmed that is no source.
+    - ``copy_recognised``: share of the copy-moves that were recognised as such.
     - ``mask_iou``, ``mask_f1``: means over the queries whose host was confirmed and whose true mask is known.
     - ``mask_iou_all``, ``mask_iou_min``: mean over all queries of a known mask, and the lowest IoU where the host was
       confirmed.
@@ -97,6 +108,7 @@ def summarise_provenance(rows: Sequence[ProvenanceRow]) -> Mapping[str, float]:
         "host_confirmed": _mean_percent([row.host_confirmed for row in rows]),
         "donor_confirmed": _mean_percent([row.donors_confirmed for row in rows]),
         "false_accept": _mean_percent([bool(row.wrong) for row in rows]),
+        "copy_recognised": _mean_percent([row.copy_recognised for row in rows]),
         "mask_iou": _mean_percent(ious),
         "mask_f1": _mean_percent([row.mask_f1 for row in hosts]),
         "mask_iou_all": _mean_percent([row.mask_iou for row in rows]),

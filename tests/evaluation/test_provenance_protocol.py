@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from oesir_d2.evaluation import score_mask, score_provenance, summarise_provenance
-from oesir_d2.geometry import Findings, PhotoFinding
+from oesir_d2.geometry import Findings, PhotoFinding, SplicePart
 
 
 def make_mask(*columns: int) -> np.ndarray:
@@ -40,6 +40,20 @@ def test_roles_and_wrong_photos_are_counted() -> None:
     assert (swapped.host_confirmed, swapped.donors_confirmed, swapped.mask_iou) == (False, 0, None)
     unknown = score_provenance("q", Findings(photos), None, (), None)
     assert (unknown.host_confirmed, unknown.donors_confirmed) == (None, None)
+
+
+def test_copy_moves_count_where_they_are_recognised() -> None:
+    mask = make_mask(1) > 0
+    kinds = ("copy-move", "unknown source")
+    parts = {kind: SplicePart(kind, (0, 0, 1, 4), (), 0.1, None, None, 1.0) for kind in kinds}
+    rows = [
+        score_provenance("a", Findings((), (parts["copy-move"],), make_mask(1)), "host", (), mask, True),
+        score_provenance("b", Findings((), (parts["unknown source"], parts["copy-move"])), "host", (), mask, True),
+        score_provenance("c", Findings(), "host", (), mask, True),
+        score_provenance("d", Findings((), (parts["copy-move"],)), "host", {"cat"}, mask),
+    ]
+    assert [row.copy_recognised for row in rows] == [True, False, False, None]
+    assert summarise_provenance(rows)["copy_recognised"] == pytest.approx(100 / 3)
 
 
 def test_summary() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oesir_d2.data.splicing.cutouts import CutOut, find_tight_box
+from oesir_d2.data.splicing.cutouts import OPAQUE, CutOut, find_tight_box
 from oesir_d2.data.splicing.rendering import Look, RenderedObject, render_object
 
 MIN_OBJECT_SIDE = 8
@@ -21,6 +21,9 @@ MIN_VISIBLE = 0.5
 
 PLACEMENT_TRIES = 20
 """How many places are drawn for an object that covers others, before the one that covers least is taken."""
+
+MAX_COPY_SCALE = 5.0
+"""By how much the object of a copy-move can be enlarged."""
 
 
 class UncomposableError(ValueError):
@@ -38,6 +41,8 @@ class SpliceOptions:
         colour: largest relative change of red, green and blue, drawn for each of them apart.
         softness: width of the objects' edges as the sigma of a Gaussian, in pixels of the host; 0 makes hard edges.
         quality: smallest and largest JPEG quality.
+        copy_move: if given, the objects are the host's own and are pasted elsewhere in it, so many to so many times
+            as large as they were; ``scale`` is not used then.
 
     Raises:
         ValueError: if a value is out of range.
@@ -49,6 +54,7 @@ class SpliceOptions:
     colour: float = 0.1
     softness: float = 1.0
     quality: tuple[int, int] = (65, 90)
+    copy_move: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         # Comparisons with NaN are false, so each test asks for what is allowed.
@@ -64,6 +70,10 @@ class SpliceOptions:
             raise ValueError(f"softness is {self.softness}, expected 0 to 20 pixels")
         if not 1 <= self.quality[0] <= self.quality[1] <= 100:
             raise ValueError(f"quality is {self.quality}, expected two ascending JPEG qualities in 1 to 100")
+        if self.copy_move is not None and not 0 < self.copy_move[0] <= self.copy_move[1] <= MAX_COPY_SCALE:
+            raise ValueError(
+                f"copy_move is {self.copy_move}, expected two ascending factors in (0, {MAX_COPY_SCALE:g}]"
+            )
 
 
 @dataclass(frozen=True)
@@ -81,9 +91,9 @@ class ComposedSource:
     Attributes:
         image_id: the photo.
         role: "host" or "donor".
-        query_box: XYXY in pixels of the splice, tight around the mask; None for the host, which is everywhere else.
+        query_box: XYXY in pixels of the splice, tight around the mask; None for a host that is everywhere else.
         mask: (H, W) uint8, 255 where the object has an alpha above one half and no later object covers it, else 0;
-            None for the host.
+            None for a host, but for that of a copy-move, whose mask is all that was pasted.
     """
 
     image_id: str
@@ -98,7 +108,7 @@ class Splice:
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB, not compressed yet.
-        sources: the host, then the donors in the order of pasting.
+        sources: the host, then the donors in the order of pasting; of a copy-move the host alone.
         jpeg_quality: the quality to save the pixels with, 1 to 100.
     """
 
@@ -111,11 +121,13 @@ def compose(host: HostPhoto, cutouts: Sequence[CutOut], options: SpliceOptions, 
     """Paste objects into a photo.
 
     The longer side of each object's tight box is the drawn fraction of the host's longer side, or shorter where the
-    object would not fit into the host otherwise. Objects lie inside the host as a whole.
+    object would not fit into the host otherwise. Objects lie inside the host as a whole. A copy-move leaves what it
+    copies uncovered.
 
     Args:
         host: the photo that is pasted into; it is not changed.
-        cutouts: the objects, at least one; a later one may cover up to half of an earlier one.
+        cutouts: the objects, at least one; a later one may cover up to half of an earlier one. For a copy-move they are
+            cut from the host.
         options: the ranges to draw from.
         rng: the only source of randomness.
 
@@ -124,29 +136,37 @@ def compose(host: HostPhoto, cutouts: Sequence[CutOut], options: SpliceOptions, 
 
     Raises:
         UncomposableError: if an object would be shorter than 8 pixels, is so thin that nothing of it remains, or
-            would cover too much of another.
+            would cover too much of another or any of what a copy-move copies.
         ValueError: if there is no cut-out.
     """
     if not cutouts:
         raise ValueError("no cut-out is given, expected at least one")
     pixels = host.pixels.copy()
+    copied = [_mark_original(cutout, pixels.shape) for cutout in cutouts] if options.copy_move is not None else []
     masks: list[np.ndarray] = []
     min_areas: list[float] = []
     for cutout in cutouts:
         rendered = _render_randomly(cutout, pixels.shape, options, rng)
-        x, y = _draw_place(rendered, masks, pixels.shape, rng)
+        x, y = _draw_place(rendered, [*copied, *masks], pixels.shape, rng)
         _blend(pixels, rendered, x, y)
         covered = _place_mask(rendered, x, y, pixels.shape)
+        if any((original & covered).any() for original in copied):
+            raise UncomposableError(f"there is no room beside what is copied within {host.image_id!r}")
         masks = [mask & ~covered for mask in masks]
         masks.append(covered)
         min_areas.append(MIN_VISIBLE * np.count_nonzero(covered))
     for cutout, mask, min_area in zip(cutouts, masks, min_areas, strict=True):
         if np.count_nonzero(mask) < min_area:
             raise UncomposableError(f"the object of {cutout.image_id!r} would be hidden by others in {host.image_id!r}")
-    donors = (_describe_donor(cutout, mask) for cutout, mask in zip(cutouts, masks, strict=True))
+    if options.copy_move is not None:
+        sources = [_describe_source(host.image_id, "host", np.logical_or.reduce(masks))]
+    else:
+        donors = zip(cutouts, masks, strict=True)
+        sources = [ComposedSource(host.image_id, "host", None, None)]
+        sources += [_describe_source(cutout.image_id, "donor", mask) for cutout, mask in donors]
     return Splice(
         pixels=pixels,
-        sources=(ComposedSource(host.image_id, "host", None, None), *donors),
+        sources=tuple(sources),
         jpeg_quality=int(rng.integers(*options.quality, endpoint=True)),
     )
 
@@ -155,8 +175,10 @@ def _render_randomly(
     cutout: CutOut, host_shape: tuple[int, ...], options: SpliceOptions, rng: np.random.Generator
 ) -> RenderedObject:
     height, width = host_shape[:2]
+    own_size = cutout.pixels.shape[:2]
+    factor = rng.uniform(*(options.scale if options.copy_move is None else options.copy_move))
     look = Look(
-        long_side=rng.uniform(*options.scale) * max(height, width),
+        long_side=factor * max((height, width) if options.copy_move is None else own_size),
         angle=rng.uniform(-options.rotation, options.rotation),
         flip=bool(rng.random() < options.flip),
         gains=tuple(rng.uniform(1 - options.colour, 1 + options.colour, size=3)),
@@ -211,6 +233,14 @@ def _place_mask(rendered: RenderedObject, x: int, y: int, host_shape: tuple[int,
     return mask
 
 
-def _describe_donor(cutout: CutOut, mask: np.ndarray) -> ComposedSource:
+def _mark_original(cutout: CutOut, host_shape: tuple[int, ...]) -> np.ndarray:
+    """(H, W) bool: where an object lies in the host that it was cut from."""
+    x0, y0, x1, y1 = cutout.box
+    mask = np.zeros(host_shape[:2], dtype=bool)
+    mask[y0:y1, x0:x1] = cutout.pixels[..., 3] >= OPAQUE
+    return mask
+
+
+def _describe_source(image_id: str, role: str, mask: np.ndarray) -> ComposedSource:
     x0, y0, x1, y1 = (float(v) for v in find_tight_box(mask))
-    return ComposedSource(cutout.image_id, "donor", (x0, y0, x1, y1), mask.astype(np.uint8) * 255)
+    return ComposedSource(image_id, role, (x0, y0, x1, y1), mask.astype(np.uint8) * 255)

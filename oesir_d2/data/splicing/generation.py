@@ -51,7 +51,7 @@ def make_splice_set(
     seed: int = 0,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> SpliceSet:
-    """Compose splices and write them with their sources.
+    """Compose splices, or copy-moves if the options say so, and write them with their sources.
 
     Query i depends on the seed and on i, but not on ``count``: a larger count only adds queries. No photo is its own
     donor, and no photo gives a splice two objects. The database is all photos that are given. Called again with the
@@ -59,7 +59,8 @@ def make_splice_set(
 
     Args:
         hosts: the photos to paste into.
-        source: the photos to cut objects from; they may be the same.
+        source: the photos to cut objects from; they may be the same. Those of copy-moves must be, so that the hosts'
+            own objects can be cut.
         distractors: photos that are in the database only.
         output: the folder to write to.
         count: number of splices, at least 1.
@@ -85,7 +86,7 @@ def make_splice_set(
     settings = {
         "seed": seed,
         "donors": donors,
-        "options": asdict(options),
+        "options": {name: value for name, value in asdict(options).items() if value is not None},
         "hosts": _hash_ids(hosts),
         "donor photos": _hash_ids(source.photos),
         "cut-outs": source.settings,
@@ -118,6 +119,7 @@ class _Composer:
         self._donors = donors
         self._options = options
         self._without_object: set[int] = set()
+        self._numbers = {database.get_id(photo): number for number, photo in enumerate(source.photos)}
         self._cut_cached = lru_cache(maxsize=CACHED_PHOTOS)(self._cut)
 
     def compose(self, rng: np.random.Generator) -> Splice:
@@ -127,7 +129,8 @@ class _Composer:
             host = self._read_host(self._hosts[host_number])
             if host is None:
                 continue
-            splice = self._compose_on(host, rng)
+            is_copy = self._options.copy_move is not None
+            splice = self._copy_within(host, rng) if is_copy else self._compose_on(host, rng)
             if splice is not None:
                 return splice
             num_tried += 1
@@ -135,6 +138,11 @@ class _Composer:
                 break
         if num_tried == 0:
             raise ValueError(f"none of the {len(self._hosts)} hosts can be read")
+        if self._options.copy_move is not None:
+            raise ValueError(
+                f"no copy-move of {self._donors} objects could be composed, on {num_tried} hosts: their own objects "
+                "are cut, so they must be among the photos that objects are cut from"
+            )
         num_with_object = len(self._source.photos) - len(self._without_object)
         raise ValueError(
             f"no splice of {self._donors} objects could be composed, on {num_tried} hosts: {num_with_object} of "
@@ -165,6 +173,19 @@ class _Composer:
                 break
         return None
 
+    def _copy_within(self, host: HostPhoto, rng: np.random.Generator) -> Splice | None:
+        number = self._numbers.get(host.image_id)
+        cutouts = self._cut_cached(number) if number is not None else ()
+        if len(cutouts) < self._donors:
+            return None
+        for _ in range(TRIES_A_HOST):
+            picked = [cutouts[i] for i in rng.choice(len(cutouts), self._donors, replace=False)]
+            try:
+                return compose(host, picked, self._options, rng)
+            except UncomposableError as error:
+                logger.info("Drawn again: %s", error)
+        return None
+
     def _cut(self, number: int) -> tuple[CutOut, ...]:
         photo = self._source.photos[number]
         image_id = self._database.get_id(photo)
@@ -186,7 +207,7 @@ def _write_splice(splice: Splice, output: Path, name: str) -> SpliceQuery:
     for j, source in enumerate(splice.sources, start=-1):  # the host comes first, so donors count from 0
         mask_name = None
         if source.mask is not None:
-            mask_name = f"masks/{name}_{j}.png"
+            mask_name = f"masks/{name}_{max(j, 0)}.png"
             replace_file(output / mask_name, _encode(source.mask, "PNG"))
         sources.append(SpliceSource(source.image_id, source.role, source.query_box, mask_name))
     return SpliceQuery(file_name, tuple(sources))

@@ -10,7 +10,8 @@ The compositor writes it, the evaluation reads it, and any splice set of other p
                                "mask": "masks/000000_0.png"}]}]}
 
 File names are POSIX paths relative to the JSON file's folder; absolute paths are read as well. Boxes are XYXY in
-pixels of the spliced image. A mask is a greyscale PNG of the spliced image's size, 255 where it shows the source.
+pixels of the spliced image. A mask is a greyscale PNG of the spliced image's size, 255 where it shows the source. A
+copy-move is a query whose only source is its host with a mask: 255 where the copy was pasted.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class SpliceSource:
         role: "host" for the photo that was pasted into, "donor" for one that an object was cut from.
         query_box: XYXY in pixels of the spliced image, around what it shows of the source; None if not known or,
             for a host, if it is the whole image.
-        mask: file of the mask of what the spliced image shows of the source, or None.
+        mask: file of the mask of what the spliced image shows of the source, or None. Of a host that is the
+            only source: of what was copied within it.
     """
 
     image_id: str
@@ -61,6 +63,11 @@ class SpliceQuery:
 
     file_name: str
     sources: tuple[SpliceSource, ...]
+
+    @property
+    def is_copy_move(self) -> bool:
+        """Whether something was copied within the host: it is the only source and has a mask."""
+        return len(self.sources) == 1 and self.sources[0].role == "host" and self.sources[0].mask is not None
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,35 @@ def test_a_host_too_small_for_any_object_is_refused(make_cutout: Callable[..., C
             compose_with(HostPhoto("tiny.png", np.zeros(shape, dtype=np.uint8)), make_cutout())
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_copy_move_shows_the_hosts_own_object_beside_itself(host: HostPhoto, seed: int) -> None:
+    own = np.dstack([host.pixels[40:100, 30:110], np.full((60, 80), 255, np.uint8)])
+    cutout = CutOut(own, host.image_id, (30, 40, 110, 100))
+    unchanged = {"rotation": 0, "flip": 0, "colour": 0, "softness": 0}
+    splice = compose_with(host, cutout, seed=seed, copy_move=(1.0, 1.0), **unchanged)
+
+    (source,) = splice.sources
+    assert (source.image_id, source.role) == (host.image_id, "host")
+    x0, y0, x1, y1 = (int(value) for value in source.query_box)
+    np.testing.assert_array_equal(splice.pixels[y0:y1, x0:x1], host.pixels[40:100, 30:110])
+    np.testing.assert_array_equal(splice.pixels[40:100, 30:110], host.pixels[40:100, 30:110])
+    changed = (splice.pixels != host.pixels).any(axis=2)
+    assert changed.any() and (source.mask[changed] == 255).all()
+
+
+def test_copies_are_sized_by_the_object_not_by_the_host(host: HostPhoto, make_cutout: Callable[..., CutOut]) -> None:
+    splice = compose_with(host, make_cutout(60, 80), copy_move=(1.5, 1.5), rotation=0, scale=(0.9, 0.9))
+
+    x0, _, x1, _ = splice.sources[0].query_box
+    assert x1 - x0 == pytest.approx(1.5 * make_cutout(60, 80).pixels.shape[1], abs=2)
+
+
+def test_a_copy_that_finds_no_room_beside_its_original_is_refused(host: HostPhoto) -> None:
+    whole = np.dstack([host.pixels[:290, :400], np.full((290, 400), 255, np.uint8)])
+    with pytest.raises(UncomposableError, match="no room"):
+        compose_with(host, CutOut(whole, host.image_id, (0, 0, 400, 290)), copy_move=(1.0, 1.0))
+
+
 def test_no_cutout_is_refused(host: HostPhoto) -> None:
     with pytest.raises(ValueError, match="no cut-out"):
         compose_with(host)
@@ -191,6 +220,9 @@ def test_no_cutout_is_refused(host: HostPhoto) -> None:
         {"quality": (0, 50)},
         {"quality": (90, 80)},
         {"quality": (90, 101)},
+        {"copy_move": (0.0, 1.0)},
+        {"copy_move": (2.0, 1.0)},
+        {"copy_move": (1.0, 5.5)},
     ],
 )
 def test_options_out_of_range_are_refused_by_name_and_value(change: dict[str, Any]) -> None:

@@ -99,6 +99,34 @@ def test_outside_of_the_masks_the_host_shows(make_set: Callable[..., Any], photo
         assert np.median(abs(splice - pixels)[outside]) <= 3
 
 
+def test_copy_moves_have_their_host_as_the_only_source(
+    make_set: Callable[..., Any], tmp_path: Path, make_cutout: Callable[..., CutOut], photos: list[ImageFile]
+) -> None:
+    options = SpliceOptions(colour=0, quality=(95, 95), copy_move=(0.4, 0.5))
+    made, _ = make_set("out", options=options, without=["2.png"], count=12)
+
+    splices = read_splices(tmp_path / "out" / "splices.json", check_files=("queries", "masks", "database"))
+    assert splices == made
+    paths = {photo.image_id: photo.path for photo in photos}
+    for query in splices.queries:
+        (host,) = query.sources
+        assert query.is_copy_move and host.role == "host" and host.image_id != "2.png"
+        mask = np.array(Image.open(splices.resolve(host.mask))) > 0
+        splice = np.array(Image.open(splices.resolve(query.file_name))).astype(int)
+        original = np.array(Image.open(paths[host.image_id])).astype(int)
+        assert np.median(abs(splice - original)[~mask]) <= 3
+        assert abs(np.median(splice[mask], axis=0) - BRIGHT).max() < 25
+    assert not any(query.is_copy_move for query in make_set("splices")[0].queries)
+
+
+def test_hosts_that_nothing_is_cut_from_make_no_copy_move(
+    make_set: Callable[..., Any], photos: list[ImageFile]
+) -> None:
+    options = SpliceOptions(copy_move=(0.4, 0.5))
+    with pytest.raises(ValueError, match="no copy-move of 1 objects"):
+        make_set("out", options=options, hosts=photos[:2], donor_photos=photos[2:])
+
+
 def test_no_photo_is_used_twice_in_a_splice(make_set: Callable[..., Any]) -> None:
     splices, _ = make_set("out", count=25, donors=3)
 
