@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oesir_d2.data.images import UnreadableImageError
+from oesir_d2.engine.part_proof import PartProof
 from oesir_d2.engine.part_search import MIN_CONFIDENCE
 from oesir_d2.engine.source_photos import SourcePhotos, WorkingPhoto
 from oesir_d2.geometry import Comparison, GeometricMatch, LocalFeatures, QueryFeatures, compare, verify_match
@@ -96,9 +97,19 @@ class WholeQueryVerifier:
             check(number / len(results))
             if self._has_matching_pair(result):
                 verified = self.verify(result)
+                verified = verified and self._weigh(verified)
                 if verified is not None:
                     found.append(verified)
         return sorted(found, key=lambda photo: (-photo.match.confidence, -photo.match.inliers))
+
+    def _weigh(self, photo: VerifiedPhoto) -> VerifiedPhoto | None:
+        """A photo that shows a part of the query only must look like it around its inliers."""
+        if photo.is_host:
+            return photo
+        match = PartProof(self.query, self._photos).find_best(photo.result.image_id, (photo.match,))
+        if match is None or match.confidence < MIN_CONFIDENCE:
+            return None
+        return replace(photo, match=match)
 
     def _has_matching_pair(self, result: SearchResult) -> bool:
         source = self._photos.features_of(result.image_id)

@@ -9,6 +9,7 @@ import numpy as np
 
 from oesir_d2.data.images import ImageFile, UnreadableImageError
 from oesir_d2.engine.host_search import VerifiedPhoto
+from oesir_d2.engine.part_proof import PartProof
 from oesir_d2.engine.part_search import (
     MIN_CONFIDENCE,
     PartSources,
@@ -19,6 +20,7 @@ from oesir_d2.engine.part_search import (
 from oesir_d2.engine.retrieval import Retriever
 from oesir_d2.engine.source_photos import SourcePhotos, WorkingPhoto
 from oesir_d2.geometry import (
+    PART_OPTIONS,
     Comparison,
     GeometricMatch,
     QueryFeatures,
@@ -98,16 +100,18 @@ class PartAnalyzer:
             check: called again and again with the share of the work that is done.
         """
         features = detect_part_features(self._query, mask, self._photos.options)
-        copied = self._find_copy(features)
+        proof = PartProof(self._query, self._photos, mask)
+        copied = self._find_copy(features, proof)
         if copied is not None:
             return AnalysedPart(mask, make_part(mask, "copy-move", copied.confidence, match=copied))
         for image_id in self._known_donors:
-            match = verify_match(features, self._photos.features_of(image_id))
+            match = verify_match(features, self._photos.features_of(image_id), PART_OPTIONS)
+            match = proof.find_best(image_id, (match,))
             if match is not None and match.confidence >= MIN_CONFIDENCE:
                 return self._assign(mask, image_id, match, PartSources([], {image_id: match}))
         results = rank_for_part(self._retriever, self._file, self._query, mask, self._candidates)
         skip = {self._host.result.image_id}
-        matches = verify_candidates(features, results, self._photos, skip, check)
+        matches = verify_candidates(features, results, self._photos, proof, skip, check)
         sources = PartSources([result for result in results if result.image_id not in skip], matches)
         best = sources.best()
         if best is not None:
@@ -115,9 +119,11 @@ class PartAnalyzer:
             return self._assign(mask, *best, sources)
         return describe_unknown(mask, self._host.comparison, sources)
 
-    def _find_copy(self, features: QueryFeatures) -> GeometricMatch | None:
+    def _find_copy(self, features: QueryFeatures, proof: PartProof) -> GeometricMatch | None:
         """The other place of the query that a part was copied from: what it shows is elsewhere in the host."""
-        match = verify_match(features, self._photos.features_of(self._host.result.image_id))
+        image_id = self._host.result.image_id
+        match = verify_match(features, self._photos.features_of(image_id), PART_OPTIONS)
+        match = proof.find_best(image_id, (match,))
         if match is None or match.confidence < MIN_CONFIDENCE:
             return None
         copied = express_within_query(match, self._host.match)

@@ -9,9 +9,12 @@ import cv2
 import numpy as np
 
 from oesir_d2.data.images import ImageFile
+from oesir_d2.engine.part_proof import PartProof
 from oesir_d2.engine.retrieval import Retriever
 from oesir_d2.engine.source_photos import SourcePhotos, WorkingPhoto
 from oesir_d2.geometry import (
+    MIN_INLIERS,
+    PART_OPTIONS,
     FeatureOptions,
     GeometricMatch,
     QueryFeatures,
@@ -22,7 +25,7 @@ from oesir_d2.geometry import (
 from oesir_d2.index import RegionMatch, SearchResult
 
 MIN_CONFIDENCE = 0.95
-"""A match is taken for proof from here on: six inliers."""
+"""A match is taken for proof from here on: six inliers, or fewer of a photo that looks the same."""
 
 SURE_CONFIDENCE = 0.995
 """And with such a match the search for the source of a part ends."""
@@ -37,6 +40,8 @@ _EMBEDDING_SIDE = 320
 _CONTEXT = 0.5
 # An object's mask ends at its outline, its keypoints reach a little beyond.
 _FEATURE_MARGIN = 2
+# A match of so few inliers that no other comparison would name it is evidence only from here on.
+_LIKELY = 0.5
 # If no matched region holds proof, so many of the best candidates are looked at as a whole.
 _WHOLE_PHOTOS = 25
 # The matched region of a candidate, enlarged so on each side, is looked at before the whole photo.
@@ -114,6 +119,7 @@ def verify_candidates(
     features: QueryFeatures,
     results: list[SearchResult],
     photos: SourcePhotos,
+    proof: PartProof,
     skip: Collection[str],
     check: Callable[[float], None],
     stop_when_sure: bool = True,
@@ -124,6 +130,7 @@ def verify_candidates(
         features: keypoints of the part.
         results: the candidates, best first.
         photos: the photos of the index.
+        proof: weighs what is found.
         skip: image ids that are not looked at.
         check: called before each candidate with the share of the work that is done.
         stop_when_sure: end with the first sure match; else the matched regions of all candidates are compared.
@@ -137,11 +144,13 @@ def verify_candidates(
         check(0.8 * number / len(candidates))
         source = photos.features_of(result.image_id)
         region = photos.size_of(result.image_id).box_to_working(result.matches[0].database_box)
-        match = verify_match(features, source.inside(region, _REGION_MARGIN))
-        if match is None:
+        within = verify_match(features, source.inside(region, _REGION_MARGIN), PART_OPTIONS)
+        if within is None:
             continue
-        better = verify_match(features, source)  # the object may reach beyond the region
-        match = better if better is not None and better.inliers >= match.inliers else match
+        beyond = verify_match(features, source, PART_OPTIONS)  # the object may reach beyond the region
+        match = proof.find_best(result.image_id, (within, beyond))
+        if match is None or not _is_evidence(match):
+            continue
         found[result.image_id] = match
         if match.confidence >= SURE_CONFIDENCE and stop_when_sure:
             return found
@@ -151,9 +160,14 @@ def verify_candidates(
         check(0.8 + 0.2 * number / _WHOLE_PHOTOS)
         if result.image_id in found:
             continue
-        match = verify_match(features, photos.features_of(result.image_id))
-        if match is not None:
+        match = verify_match(features, photos.features_of(result.image_id), PART_OPTIONS)
+        match = proof.find_best(result.image_id, (match,))
+        if match is not None and _is_evidence(match):
             found[result.image_id] = match
             if match.confidence >= SURE_CONFIDENCE:
                 break
     return found
+
+
+def _is_evidence(match: GeometricMatch) -> bool:
+    return match.inliers >= MIN_INLIERS or match.confidence >= _LIKELY

@@ -20,6 +20,7 @@ from oesir_d2.data.images import ImageFile, UnreadableImageError
 from oesir_d2.engine.embedder import EmbeddedImage
 from oesir_d2.engine.host_search import VerifiedPhoto, WholeQueryVerifier
 from oesir_d2.engine.part_analysis import AnalysedPart, PartAnalyzer, describe_unknown
+from oesir_d2.engine.part_proof import PartProof
 from oesir_d2.engine.part_search import (
     PartSources,
     detect_part_features,
@@ -213,6 +214,7 @@ class ProvenanceAnalyzer:
             features,
             results,
             self._photos,
+            PartProof(query, self._photos),
             skip=(),
             check=lambda share: tell("verifying", 0.3 + 0.7 * share),
             stop_when_sure=False,

@@ -12,6 +12,9 @@ from oesir_d2.engine.part_search import PartSources
 from oesir_d2.geometry import Findings, GeometricMatch, PhotoFinding, Role
 from oesir_d2.index import SearchResult
 
+# Weaker evidence orders nothing.
+_LIKELY = 0.5
+
 
 @dataclass(frozen=True)
 class ProvenPhoto:
@@ -99,11 +102,11 @@ def _collect_donors(
 
 
 def _order_candidates(searches: list[PartSources], weak: dict[str, GeometricMatch]) -> list[SearchResult]:
-    """What the searches for single parts found, those with weak evidence first, then the most similar."""
+    """What the searches for single parts found, those with likely evidence first, then the most similar."""
 
     def key(result: SearchResult) -> tuple[float, float]:
         match = weak.get(result.image_id)
-        return (-match.confidence if match else 0.0, -result.score)
+        return (-match.confidence if match and match.confidence > _LIKELY else 0.0, -result.score)
 
     return sorted((result for sources in searches for result in sources.results), key=key)
 

@@ -12,6 +12,12 @@ from __future__ import annotations
 
 import math
 
+# Of the same comparisons, sources of four inliers or more look like the part with a correlation of 0.66 to 0.99, others
+# with one of at most 0.51, those of three inliers with at most 0.72. A look alike counts for some inliers, another look
+# against more.
+_EVEN_CORRELATION = 0.57
+_LOG_ODDS_PER_CORRELATION = 15.0
+
 _CALIBRATED_INLIERS = 4
 _LOG_ODDS = math.log(2.3)
 _LOG_ODDS_PER_INLIER = math.log(5)
@@ -24,7 +30,17 @@ _DEVIATION_SCALE = 1.0
 
 def match_confidence(inliers: int) -> float:
     """The probability that a match is no accident, from its number of inliers, in [0, 1]."""
-    return _logistic(_LOG_ODDS + _LOG_ODDS_PER_INLIER * (inliers - _CALIBRATED_INLIERS))
+    return _logistic(_count_inliers(inliers))
+
+
+def donor_confidence(inliers: int, correlation: float) -> float:
+    """The probability that a donor is no accident, in [0, 1].
+
+    Args:
+        inliers: of its match.
+        correlation: of its appearance with that of the part, in [-1, 1].
+    """
+    return _logistic(_count_inliers(inliers) + _LOG_ODDS_PER_CORRELATION * (correlation - _EVEN_CORRELATION))
 
 
 def difference_confidence(deviation: float) -> float:
@@ -34,6 +50,11 @@ def difference_confidence(deviation: float) -> float:
         deviation: mean over the region, see ``Difference``.
     """
     return _logistic((deviation - _DEVIATION_EVEN) / _DEVIATION_SCALE)
+
+
+def _count_inliers(inliers: int) -> float:
+    """Log odds."""
+    return _LOG_ODDS + _LOG_ODDS_PER_INLIER * (inliers - _CALIBRATED_INLIERS)
 
 
 def _logistic(log_odds: float) -> float:

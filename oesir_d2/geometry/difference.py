@@ -12,7 +12,7 @@ import numpy as np
 
 # Weights of lightness, green-red and blue-yellow. JPEG halves the resolution of the two colours, but a pasted object of
 # the background's lightness differs in them alone.
-_CHANNEL_WEIGHTS = np.array([0.7, 1.0, 1.0], np.float32)
+CHANNEL_WEIGHTS = np.array([0.7, 1.0, 1.0], np.float32)
 # Standard deviation of the blur that averages the noise of recompression away, in pixels; less of it where the outline
 # of what was found is drawn.
 _BLUR = 1.2
@@ -90,7 +90,7 @@ def compute_difference(
     if np.count_nonzero(used) < 16:
         nothing = np.zeros(query.shape[:2], np.float32)
         return Difference(nothing, np.zeros(query.shape[:2], bool), nothing)
-    query_lab, source_lab = _to_lab(query), _to_lab(warped)
+    query_lab, source_lab = to_lab(query), to_lab(warped)
     fitted = _fit_colours(source_lab, query_lab, used)
     residual = query_lab - fitted
     blurred = _length(cv2.GaussianBlur(residual, (0, 0), _BLUR))
@@ -104,10 +104,10 @@ def compute_difference(
 
 
 def _length(residual: np.ndarray) -> np.ndarray:
-    return np.sqrt((np.square(residual) * _CHANNEL_WEIGHTS).sum(axis=2))
+    return np.sqrt((np.square(residual) * CHANNEL_WEIGHTS).sum(axis=2))
 
 
-def _to_lab(pixels: np.ndarray) -> np.ndarray:
+def to_lab(pixels: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
 
 
@@ -136,5 +136,5 @@ def _gradient(lab: np.ndarray) -> np.ndarray:
     squares = np.zeros(lab.shape[:2], np.float32)
     for dx, dy in ((1, 0), (0, 1)):
         derivative = cv2.Sobel(lab, cv2.CV_32F, dx, dy, ksize=3, scale=1 / 8)
-        squares += (np.square(derivative) * _CHANNEL_WEIGHTS).sum(axis=2)
+        squares += (np.square(derivative) * CHANNEL_WEIGHTS).sum(axis=2)
     return np.sqrt(squares)

@@ -23,9 +23,49 @@ unverified: geometry does not confirm that the query shows anything of it.
 PartKind = Literal["donor", "copy-move", "unknown source"]
 """Where a part that differs from the host came from: a photo of the database, another place of the query, neither."""
 
+Doubt = Literal["nothing in common", "few points agree", "too little to see", "looks different"]
+"""Why a photo is left unverified."""
+
+# An object is cut whole from its photo, so that this photo should cover all of the part.
+_MIN_OVERLAP = 0.5
+# What is smaller than about two of the windows that are correlated has no median.
+_MIN_TEXTURED = 200
+# Below this correlation a photo speaks against itself.
+_LOOKS_ALIKE = 0.6
+
 TRANSFORM_DIGITS = 10
 COORDINATE_DECIMALS = 2
 CONFIDENCE_DECIMALS = 4
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """How a source looks that is laid over a part of the query.
+
+    Attributes:
+        overlap: share of the part that the source covers, in [0, 1].
+        textured: pixels of the overlap, at working size, that show more than one colour.
+        correlation: median over these of the local correlation of both photos' colours, in [-1, 1]; 0 if there are
+            none.
+    """
+
+    overlap: float
+    textured: int
+    correlation: float
+
+    @property
+    def is_too_small(self) -> bool:
+        """Whether too little can be seen of the source to tell anything."""
+        return self.overlap < _MIN_OVERLAP or self.textured < _MIN_TEXTURED
+
+    @property
+    def is_different(self) -> bool:
+        """Whether the source does not look like the part."""
+        return self.correlation < _LOOKS_ALIKE
+
+    def to_dict(self) -> dict[str, float]:
+        """As JSON."""
+        return {"overlap": round(self.overlap, 4), "correlation": round(self.correlation, 4)}
 
 
 @dataclass(frozen=True)
@@ -42,6 +82,8 @@ class GeometricMatch:
         query_points: (N, 2) float32, the inliers in the query.
         source_points: (N, 2) float32, the same in the source.
         confidence: calibrated probability that the match is no accident, in [0, 1].
+        appearance: how the source looks where it explains a part of the query; None if it was not compared, as a host
+            is not, which is compared with the whole query.
     """
 
     transform: np.ndarray
@@ -51,6 +93,7 @@ class GeometricMatch:
     query_points: np.ndarray
     source_points: np.ndarray
     confidence: float
+    appearance: Appearance | None = None
 
     @property
     def inliers(self) -> int:
@@ -62,6 +105,7 @@ class GeometricMatch:
         return {
             "inliers": self.inliers,
             "confidence": round(self.confidence, CONFIDENCE_DECIMALS),
+            "appearance": self.appearance.to_dict() if self.appearance is not None else None,
             "transform": [[float(f"{value:.{TRANSFORM_DIGITS}g}") for value in row] for row in self.transform.tolist()],
             "flipped": self.flipped,
             "scale": round(self.scale, 4),
@@ -131,15 +175,30 @@ class PhotoFinding:
         """Whether geometry confirms the photo."""
         return self.role != "unverified"
 
+    @property
+    def doubt(self) -> Doubt | None:
+        """Why the photo is left unverified; None if it is verified."""
+        if self.verified:
+            return None
+        if self.match is None:
+            return "nothing in common"
+        appearance = self.match.appearance
+        if appearance is not None and appearance.is_too_small:
+            return "too little to see"
+        if appearance is not None and appearance.is_different:
+            return "looks different"
+        return "few points agree"
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON, the keys that are added to a result of the search."""
         evidence = (
             self.match.to_dict()
             if self.match is not None
-            else {"inliers": 0, "confidence": 0.0, "transform": None, "flipped": False, "scale": None, "rotation": None}
-            | {"correspondences": []}
+            else {"inliers": 0, "confidence": 0.0, "appearance": None, "transform": None, "flipped": False}
+            | {"scale": None, "rotation": None, "correspondences": []}
         )
-        return {"verified": self.verified, "role": self.role, **evidence, "parts": list(self.parts)}
+        verdict = {"verified": self.verified, "role": self.role, "doubt": self.doubt}
+        return verdict | evidence | {"parts": list(self.parts)}
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,8 @@ def find_shown_part(query: np.ndarray, source: np.ndarray, match: GeometricMatch
         (H, W) bool, not empty.
     """
     height, width = query.shape[:2]
-    hull = np.zeros((height, width), np.uint8)
-    cv2.fillConvexPoly(hull, cv2.convexHull(np.rint(match.query_points).astype(np.int32)), 1)
-    reach = max(3, round(_REACH * float(np.ptp(match.query_points, axis=0).max())))
-    near = cv2.dilate(hull, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))) > 0
+    hull = _fill_hull(match, (height, width))
+    near = find_surroundings(match, (height, width))
     difference = compute_difference(query, source, match.transform, fit_where=hull > 0)
     agrees = (near & difference.valid & (difference.deviation < AGREEING_DEVIATION)).astype(np.uint8)
     agrees = cv2.morphologyEx(agrees, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
@@ -78,6 +76,27 @@ def find_shown_part(query: np.ndarray, source: np.ndarray, match: GeometricMatch
     labels_of_inliers = labels[rows.clip(0, height - 1), columns.clip(0, width - 1)]
     shown = np.isin(labels, labels_of_inliers[labels_of_inliers > 0]) & (agrees > 0)
     return shown if shown.any() else hull > 0
+
+
+def find_surroundings(match: GeometricMatch, size: tuple[int, int]) -> np.ndarray:
+    """Where around the inliers of a match its source may be seen.
+
+    Args:
+        match: from the source to the query.
+        size: (H, W) of the query.
+
+    Returns:
+        (H, W) bool, not empty.
+    """
+    reach = max(3, round(_REACH * float(np.ptp(match.query_points, axis=0).max())))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    return cv2.dilate(_fill_hull(match, size), disc) > 0
+
+
+def _fill_hull(match: GeometricMatch, size: tuple[int, int]) -> np.ndarray:
+    hull = np.zeros(size, np.uint8)
+    cv2.fillConvexPoly(hull, cv2.convexHull(np.rint(match.query_points).astype(np.int32)), 1)
+    return hull
 
 
 def refine_with_donor(
@@ -157,4 +176,5 @@ def express_within_query(copied: GeometricMatch, host: GeometricMatch) -> Geomet
         query_points=copied.query_points,
         source_points=source_points,
         confidence=copied.confidence,
+        appearance=copied.appearance,
     )

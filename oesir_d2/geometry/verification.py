@@ -17,6 +17,9 @@ from .transforms import PlausibleRange, apply_transform, describe_transform, fit
 MIN_INLIERS = 4
 """Fewer correspondences are no evidence: with three, a similarity is overdetermined by two numbers only."""
 
+MIN_PART_INLIERS = 3
+"""For a part of a query these are worth a look: whether the source looks like the part decides."""
+
 # A homography has eight degrees of freedom; with fewer correspondences it follows their errors.
 _MIN_FOR_HOMOGRAPHY = 12
 _MAGSAC_ITERATIONS = 2000
@@ -31,12 +34,18 @@ class VerificationOptions:
         coarse_tolerance: pixels of the query by which a point may miss a hypothesis made of a single pair.
         tolerance: pixels of the query by which an inlier may miss the final transform.
         allowed: transforms that are believed.
+        min_inliers: correspondences that a match has at least; > 2.
     """
 
     max_ratio: float = 0.9
     coarse_tolerance: float = 5.0
     tolerance: float = 3.0
     allowed: PlausibleRange = field(default_factory=PlausibleRange)
+    min_inliers: int = MIN_INLIERS
+
+
+PART_OPTIONS = VerificationOptions(min_inliers=MIN_PART_INLIERS)
+"""How a part of a query is compared."""
 
 
 class QueryFeatures:
@@ -69,7 +78,7 @@ def verify_match(
         options: how.
 
     Returns:
-        The better of the two, by its inliers; None if neither has ``MIN_INLIERS`` of a plausible transform.
+        The better of the two, by its inliers; None if neither has enough of a plausible transform.
     """
     descriptors = source.unit_descriptors()
     found: GeometricMatch | None = None
@@ -89,10 +98,10 @@ def _fit(
     options: VerificationOptions,
 ) -> GeometricMatch | None:
     """The transform of one view of the query; ``mirror_width`` is the query's width if that view is mirrored."""
-    if len(pairs) < MIN_INLIERS:
+    if len(pairs) < options.min_inliers:
         return None
     agreeing = find_consensus(query, source, pairs, options.coarse_tolerance, options.allowed.scale)
-    if len(agreeing) < MIN_INLIERS:
+    if len(agreeing) < options.min_inliers:
         return None
     query_points, source_points = query.points[pairs[:, 0]], source.points[pairs[:, 1]]
     refined = _refine(query_points, source_points, agreeing, options)
@@ -121,11 +130,13 @@ def _refine(
             if len(its_inliers) >= 0.8 * len(inliers):
                 return homography, its_inliers
     for _ in range(3):
-        if len(inliers) < MIN_INLIERS:
+        if len(inliers) < options.min_inliers:
             return None
         transform = fit_similarity(source_points[inliers], query_points[inliers])
         inliers = _find_inliers(transform, query_points, source_points, options.tolerance)
-    if len(inliers) < MIN_INLIERS or not is_plausible(transform, source_points[inliers], False, options.allowed):
+    if len(inliers) < options.min_inliers or not is_plausible(
+        transform, source_points[inliers], False, options.allowed
+    ):
         return None
     return transform, inliers
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oesir_d2.geometry import Findings, GeometricMatch, SplicePart
+from oesir_d2.geometry import Doubt, Findings, GeometricMatch, PhotoFinding, SplicePart
 from oesir_d2.index.results import SearchResult
 from oesir_d2.report.drawings import Color, get_region_color
 from oesir_d2.report.text import format_count
@@ -19,6 +19,13 @@ FAIR_CONFIDENCE = 0.98
 
 SOURCES_SHOWN = 8
 """More than so many verified photos, such as the rest of a series, are counted only."""
+
+DOUBT_WORDS: Mapping[Doubt, str] = {
+    "nothing in common": "nothing in common",
+    "few points agree": "too few points agree",
+    "too little to see": "too little to see of it",
+    "looks different": "laid over the part, it looks different",
+}
 
 ROLE_WORDS = {
     "host": "the photo that was changed",
@@ -108,6 +115,8 @@ def describe_evidence(match: GeometricMatch) -> str:
     >>> import numpy as np
     >>> describe_evidence(GeometricMatch(np.eye(3), False, 0.414, 7.2, np.zeros((82, 2)), np.zeros((82, 2)), 0.99))
     '82 inliers, scale 0.41, rotated 7 degrees clockwise'
+
+    A donor also has a likeness: how its structure and its colours correlate with those of the part.
     """
     degrees = round(abs(match.rotation))
     turn = "not rotated"
@@ -116,7 +125,16 @@ def describe_evidence(match: GeometricMatch) -> str:
         if degrees != 180:
             turn += " clockwise" if match.rotation > 0 else " anticlockwise"
     words = [format_count(match.inliers, "inlier"), f"scale {match.scale:.2f}", turn]
-    return ", ".join(words + ["mirrored"] * match.flipped)
+    words += ["mirrored"] * match.flipped
+    if match.appearance is not None:
+        words.append(f"likeness {max(match.appearance.correlation, 0):.0%}")
+    return ", ".join(words)
+
+
+def describe_doubt(photo: PhotoFinding) -> str:
+    """Why a photo is not proven to be a source, in words and numbers."""
+    inliers = photo.match.inliers if photo.match is not None else 0
+    return f"{format_count(inliers, 'inlier')}; {DOUBT_WORDS[photo.doubt]}" if photo.doubt is not None else ""
 
 
 def describe_confidence(confidence: float) -> str:
@@ -132,9 +150,8 @@ def describe_verdict(report: ProvenanceReport) -> list[str]:
     if not sources:
         sentences = ["Nothing was proven: no photo of the index could be shown to be a source of this photo."]
         if compared:
-            sentences.append(
-                f"{format_count(compared, 'photo has', 'photos have')} some points in common with it, too few to tell."
-            )
+            some = format_count(compared, "photo has", "photos have")
+            sentences.append(f"{some} some points in common with it, but that may be chance.")
         return sentences
     sentences = [_describe_sources(sources), *_describe_unknown(list_unknown(report.findings))]
     weak = [source for source in sources if source.is_weak]

@@ -37,13 +37,14 @@ from oesir_d2.report.provenance import (
     ProvenanceReport,
     ShownSource,
     describe_confidence,
+    describe_doubt,
     describe_evidence,
     describe_verdict,
     list_sources,
     list_unknown,
 )
 from oesir_d2.report.search_report import QueryReport, search_section
-from oesir_d2.report.text import format_count, get_file_name
+from oesir_d2.report.text import get_file_name
 
 UNKNOWN_COLOR: Color = (230, 0, 92)
 UNVERIFIED_SHOWN = 5
@@ -169,13 +170,13 @@ def _render_legend(report: ProvenanceReport, sources: Sequence[ShownSource], num
 def _render_unverified(report: ProvenanceReport) -> str:
     """The candidates whose geometry does not convince, so that nobody takes their rank for a proof."""
     names = [
-        f"{render_name(photo.image_id)} ({format_count(photo.match.inliers, 'inlier')})"
+        f"{render_name(photo.image_id)} ({escape(describe_doubt(photo))})"
         for photo in report.findings.photos
         if not photo.verified and photo.match is not None
     ][:UNVERIFIED_SHOWN]
     if not names:
         return ""
-    return f'<p class="soft">Looks alike, but is not proven: {", ".join(names)}.</p>\n'
+    return f'<p class="soft">Found, but not proven: {", ".join(names)}.</p>\n'
 
 
 def _render_confidence(source: ShownSource) -> str:

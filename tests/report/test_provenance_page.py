@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,18 @@ from PIL import Image
 from skimage import data
 
 from oesir_d2.data.images import DecodedImage
-from oesir_d2.geometry import Findings, GeometricMatch, PhotoFinding, SplicePart
+from oesir_d2.geometry import Appearance, Findings, GeometricMatch, PhotoFinding, SplicePart
 from oesir_d2.index.results import SearchResult
 from oesir_d2.report.drawings import get_region_color
 from oesir_d2.report.overlays import choose_spread, draw_correspondences, draw_warped, find_label_place, map_points
 from oesir_d2.report.page import to_css_color
-from oesir_d2.report.provenance import ProvenanceReport, describe_confidence, describe_evidence, describe_verdict
+from oesir_d2.report.provenance import (
+    ProvenanceReport,
+    describe_confidence,
+    describe_doubt,
+    describe_evidence,
+    describe_verdict,
+)
 from oesir_d2.report.provenance_page import write_provenance_report
 
 HOSTILE_NAME = "<img src=x onerror=alert(1)>&\"'.png"
@@ -116,7 +123,7 @@ def test_page_tells_every_source_with_its_evidence(report: ProvenanceReport, wri
     assert "82 inliers, scale 0.40, rotated 20 degrees clockwise; fair, confidence 0.995" in page.text
     assert "340 inliers, scale 1.00, not rotated; strong, confidence 0.999" in page.text
     assert "unknown source: differs from the host, 5.0% of the photo" in page.text
-    assert "Looks alike, but is not proven: other.png (5 inliers)." in page.text
+    assert "Found, but not proven: other.png (5 inliers; too few points agree)." in page.text
     assert "weak" not in page.text and "708" in page.text
     assert len(page.find("article", "source")) == 3 and len(page.find("div", "slider")) == 2
     assert len(page.find("input")) == 2 and ".slider input" in page.script
@@ -149,7 +156,7 @@ def test_page_says_plainly_that_nothing_was_found(photos: Any, report: Provenanc
     left = [photo for photo in report.findings.photos if photo.image_id in photos]
     page = write(replace_findings(report, left))
     assert "Nothing was proven: no photo of the index could be shown to be a source of this photo." in page.text
-    assert ("1 photo has some points in common with it, too few to tell." in page.text) == bool(photos)
+    assert ("1 photo has some points in common with it, but that may be chance." in page.text) == bool(photos)
     assert not page.find("article", "source")
 
 
@@ -193,6 +200,17 @@ def test_sources_that_are_gone_and_hostile_names_do_no_harm(report: ProvenanceRe
 )
 def test_evidence_in_words(changed: dict[str, Any], words: str) -> None:
     assert describe_evidence(make_match(np.eye(3), np.zeros((82, 2)), **changed)) == words
+
+
+def test_likeness_and_doubts_in_words() -> None:
+    match = make_match(np.eye(3), np.zeros((6, 2)), scale=1.0, rotation=168.0, appearance=Appearance(1.0, 900, -0.093))
+    assert describe_evidence(match) == "6 inliers, scale 1.00, rotated 168 degrees clockwise, likeness 0%"
+    assert describe_doubt(PhotoFinding("a", match=match)) == "6 inliers; laid over the part, it looks different"
+    hidden = replace(match, appearance=Appearance(0.2, 900, 0.9))
+    assert describe_doubt(PhotoFinding("a", match=hidden)) == "6 inliers; too little to see of it"
+    alike = replace(match, appearance=Appearance(1.0, 900, 0.926))
+    assert describe_doubt(PhotoFinding("a", match=alike)) == "6 inliers; too few points agree"
+    assert describe_evidence(alike).endswith("likeness 93%")
 
 
 def test_confidence_is_never_said_to_be_certain() -> None:

@@ -1,0 +1,53 @@
+"""A photo is proof for a part of a query if its keypoints agree with the part's and it also looks like the part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from oesir_d2.data.images import UnreadableImageError
+from oesir_d2.engine.source_photos import SourcePhotos, WorkingPhoto
+from oesir_d2.geometry import GeometricMatch, find_surroundings, weigh_appearance
+
+
+@dataclass(frozen=True)
+class PartProof:
+    """Weighs the matches of photos with one part of a query.
+
+    Attributes:
+        query: the query.
+        photos: the photos of the index.
+        part: (H, W) bool at working size, not empty; None where nobody knows its outline, so that what lies around the
+            inliers of a match stands for it.
+    """
+
+    query: WorkingPhoto
+    photos: SourcePhotos
+    part: np.ndarray | None = None
+
+    def find_best(self, image_id: str, matches: Iterable[GeometricMatch | None]) -> GeometricMatch | None:
+        """The surest of the matches of one photo, with its appearance.
+
+        Args:
+            image_id: the photo.
+            matches: from it to the query, at working size.
+
+        Returns:
+            The surest; None if there is no match, or the photo is not there any more: then nobody can look at it.
+        """
+        found = [match for match in matches if match is not None]
+        if not found:
+            return None
+        try:
+            source = self.photos.load(image_id).pixels
+        except UnreadableImageError:  # its keypoints are cached, but the photo is gone by now
+            return None
+        weighed = [self._weigh(match, source) for match in found]
+        return max(weighed, key=lambda match: (match.confidence, match.inliers))
+
+    def _weigh(self, match: GeometricMatch, source: np.ndarray) -> GeometricMatch:
+        size = self.query.pixels.shape[:2]
+        part = find_surroundings(match, size) if self.part is None else self.part
+        return weigh_appearance(self.query.pixels, source, match, part)

@@ -1,0 +1,135 @@
+"""A source laid over a part must look like it: what photos undergo passes, other photos and other places do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from oesir_d2.geometry import Appearance, GeometricMatch, PhotoFinding, compare_appearance, weigh_appearance
+from oesir_d2.geometry.confidence import donor_confidence, match_confidence
+
+FACE = (110.0, 60.0, 45.0, 55.0)
+SURE = 0.95
+
+Photos = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def look(
+    read_photo: Photos, recompress: Photos, make_similarity: Photos, paste: Callable[..., tuple[np.ndarray, np.ndarray]]
+) -> Callable[..., Appearance]:
+    """``look(scale, degrees, ...)`` pastes a face by a similarity and lays a source over it by the same or another."""
+
+    def compare(
+        scale: float = 1.0,
+        degrees: float = 0.0,
+        mirrored: bool = False,
+        gains: tuple[float, float, float] = (1, 1, 1),
+        quality: int = 75,
+        off: np.ndarray | None = None,
+        source: str = "astronaut",
+    ) -> Appearance:
+        host, donor = read_photo("china", 640), read_photo("astronaut", 320 if scale > 0.5 else 640)
+        ellipse = tuple(value * donor.shape[0] / 320 for value in FACE)
+        transform = make_similarity(scale, degrees, 0, 0, donor.shape[1] if mirrored else None)
+        middle = transform @ [*ellipse[:2], 1]
+        transform = np.array([[1, 0, 320 - middle[0]], [0, 1, 210 - middle[1]], [0, 0, 1]]) @ transform
+        splice, part = paste(host, np.clip(donor * np.array(gains), 0, 255).astype(np.uint8), transform, ellipse)
+        laid = cv2.resize(read_photo(source, 640), donor.shape[1::-1])
+        return compare_appearance(
+            recompress(splice, quality), laid, transform if off is None else off @ transform, part
+        )
+
+    return compare
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"scale": 0.2},
+        {"scale": 2.5},
+        {"scale": 5.0},
+        {"degrees": 168},
+        {"mirrored": True, "degrees": -15},
+        {"gains": (0.9, 1.1, 1.0)},
+        {"gains": (0.6, 0.6, 0.6)},
+        {"quality": 40},
+        {"scale": 0.4, "gains": (1.1, 0.9, 1.1), "quality": 60},
+    ],
+)
+def test_what_a_pasted_object_undergoes_leaves_it_alike(look: Callable[..., Appearance], changed: dict) -> None:
+    appearance = look(**changed)
+    assert appearance.correlation > 0.8 and appearance.overlap == 1
+    assert not appearance.is_too_small and not appearance.is_different
+
+
+@pytest.mark.parametrize("source", ["coffee", "chelsea", "china", "flower"])
+@pytest.mark.parametrize("degrees", [0, 168])
+def test_another_photo_looks_different(look: Callable[..., Appearance], source: str, degrees: float) -> None:
+    assert look(degrees=degrees, source=source).correlation < 0.4
+
+
+def test_the_right_photo_at_a_wrong_place_looks_different(
+    look: Callable[..., Appearance], make_similarity: Photos
+) -> None:
+    moved = np.array([[1.0, 0, 25], [0, 1, -20], [0, 0, 1]])
+    turned = np.array([[1, 0, 320], [0, 1, 210], [0, 0, 1]]) @ make_similarity(1, 168, -320, -210)
+    turned[:2, 2] = [320, 210] - turned[:2, :2] @ [320, 210]
+    assert look(off=moved).is_different and look(off=turned).is_different
+
+
+def test_a_pixel_beside_the_true_place_and_a_strange_rim_are_forgiven(
+    look: Callable[..., Appearance], read_photo: Photos, rng: np.random.Generator
+) -> None:
+    assert look(off=np.array([[1.0, 0, 1], [0, 1, -1], [0, 0, 1]])).correlation > 0.7
+    photo = read_photo("coffee").copy()
+    part = np.zeros(photo.shape[:2], bool)
+    part[40:160, 60:220] = True
+    query = photo.copy()
+    query[40:160, 60:100] = rng.integers(0, 255, (120, 40, 3))  # a quarter of it shows something else
+    assert compare_appearance(query, photo, np.eye(3), part).correlation > 0.9
+
+
+def test_what_cannot_be_seen_is_said_to_be_too_small(read_photo: Photos) -> None:
+    photo = read_photo("coffee")
+    height, width = photo.shape[:2]
+    part = np.zeros((height, width), bool)
+    part[20:100, 20:120] = True
+    beside = np.array([[1.0, 0, 90], [0, 1, 0], [0, 0, 1]])
+    half = compare_appearance(photo, photo, beside, part)
+    assert half.overlap == pytest.approx(0.3, abs=0.02) and half.is_too_small
+    nothing = compare_appearance(photo, photo, beside @ beside @ beside, part)
+    assert (nothing.overlap, nothing.textured, nothing.correlation) == (0, 0, 0) and nothing.is_too_small
+    plain = np.full_like(photo, 128)
+    assert compare_appearance(plain, plain, np.eye(3), part) == Appearance(1.0, 0, 0.0)
+    speck = np.zeros((height, width), bool)
+    speck[60:64, 50:56] = True
+    assert compare_appearance(photo, photo, np.eye(3), speck).is_too_small
+
+
+def test_correlation_decides_where_few_points_agree(read_photo: Photos) -> None:
+    photo, other = read_photo("coffee"), read_photo("chelsea")
+    part = np.zeros(photo.shape[:2], bool)
+    part[40:160, 60:220] = True
+    points = np.array([[70, 50], [150, 60], [200, 150], [80, 140]], np.float32)
+    four = GeometricMatch(np.eye(3), False, 1.0, 0.0, points, points, match_confidence(4))
+    six = replace(four, query_points=np.repeat(points, 2, 0)[:6], source_points=np.repeat(points, 2, 0)[:6])
+    assert weigh_appearance(photo, photo, four, part).confidence > SURE > four.confidence
+    wrong = weigh_appearance(photo, other, replace(six, confidence=match_confidence(6)), part)
+    assert wrong.confidence < 0.5 and wrong.appearance is not None
+    assert PhotoFinding("other", match=wrong).doubt == "looks different"
+    unseen = weigh_appearance(photo, photo, six, part & (np.arange(photo.shape[1]) < 62))
+    assert unseen.confidence < SURE and PhotoFinding("it", match=unseen).doubt == "too little to see"
+
+
+def test_confidence_weighs_both_kinds_of_evidence() -> None:
+    assert donor_confidence(3, 0.9) > SURE > donor_confidence(3, 0.72)
+    assert donor_confidence(6, 0.6) > SURE > donor_confidence(6, 0.4)
+    assert donor_confidence(12, 0.1) > SURE  # no accident ever had so many
+    rising = [donor_confidence(inliers, correlation) for inliers, correlation in ((4, 0.2), (5, 0.2), (5, 0.5))]
+    assert rising == sorted(rising)
