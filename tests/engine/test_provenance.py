@@ -13,10 +13,13 @@ import pytest
 from PIL import Image
 
 from oesir_d2.data import ImageFile, UnreadableImageError
+from oesir_d2.engine import part_search
 from oesir_d2.engine.config_loading import load_config
 from oesir_d2.engine.indexing import build_index
 from oesir_d2.engine.provenance import Provenance, ProvenanceAnalyzer, analyze_all, save_mask
 from oesir_d2.engine.retrieval import Retriever
+from oesir_d2.geometry import GeometricMatch
+from oesir_d2.geometry.confidence import match_confidence
 
 from .conftest import TINY_OPTS
 
@@ -135,6 +138,21 @@ def test_nothing_is_found_for_a_photo_without_sources(
         found = analyzer.analyze(save(pixels))
         assert roles(found) == {} and found.findings.parts == () and found.findings.mask is None
         assert len(found.results) == len(INDEXED)  # the ranking by similarity stays
+
+
+def test_points_that_agree_by_accident_prove_nothing(
+    analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six inliers of a photo that does not look like the part."""
+    points = np.array([[160, 80], [200, 90], [240, 100], [180, 130], [220, 150], [190, 160]], np.float32)
+    accident = GeometricMatch(np.eye(3), False, 1.0, 0.0, points, points, match_confidence(6))
+    monkeypatch.setattr(part_search, "verify_match", lambda *arguments: accident)
+    splice, _ = paste(read_photo("china"), read_photo("flower"), (100, 50, 200, 150), (150, 70))
+    found = analyzer.analyze(save(splice))
+    assert roles(found) == {"china.png": "host"}
+    others = [result for result in found.to_dict()["results"] if result["image_id"] != "china.png"]
+    assert {result["doubt"] for result in others} == {"looks different"}
+    assert all(result["inliers"] == 6 and result["confidence"] < 0.9 for result in others)
 
 
 def test_object_of_a_photo_that_is_not_indexed_is_of_unknown_source(
