@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 
 from oesir_d2.data.images import ImageFile, UnreadableImageError
@@ -31,9 +32,12 @@ from oesir_d2.geometry import (
     verify_match,
 )
 from oesir_d2.geometry.confidence import difference_confidence
+from oesir_d2.geometry.transforms import apply_transform
 
 # What lies where the host has it is no copy. In pixels of the working query.
 _MIN_COPY_DISTANCE = 8.0
+# Keypoints of the part reach so far beyond it, in pixels.
+_RIM = 4
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,11 @@ class PartAnalyzer:
         """
         features = detect_part_features(self._query, mask, self._photos.options)
         proof = PartProof(self._query, self._photos, mask)
-        copied = self._find_copy(features, proof)
-        if copied is not None:
-            return AnalysedPart(mask, make_part(mask, "copy-move", copied.confidence, match=copied))
+        from_host = self._find_copy(mask, features, proof)
+        if from_host is not None:
+            refined = self._redraw(mask, self._host.result.image_id, from_host)
+            copied = express_within_query(from_host, self._host.match)
+            return AnalysedPart(refined, make_part(refined, "copy-move", copied.confidence, match=copied))
         for image_id in self._known_donors:
             match = verify_match(features, self._photos.features_of(image_id), PART_OPTIONS)
             match = proof.find_best(image_id, (match,))
@@ -119,24 +125,38 @@ class PartAnalyzer:
             return self._assign(mask, *best, sources)
         return describe_unknown(mask, self._host.comparison, sources)
 
-    def _find_copy(self, features: QueryFeatures, proof: PartProof) -> GeometricMatch | None:
-        """The other place of the query that a part was copied from: what it shows is elsewhere in the host."""
+    def _find_copy(self, mask: np.ndarray, features: QueryFeatures, proof: PartProof) -> GeometricMatch | None:
+        """How a part was copied, from the host to the query: what it shows is elsewhere in the host."""
         image_id = self._host.result.image_id
-        match = verify_match(features, self._photos.features_of(image_id), PART_OPTIONS)
+        source = self._photos.features_of(image_id)
+        # The host's own keypoints at the part's rim, where nothing was copied, would be the best match of all.
+        is_elsewhere = _lies_outside(apply_transform(self._host.match.transform, source.points), mask)
+        match = verify_match(features, source.select(np.flatnonzero(is_elsewhere)), PART_OPTIONS)
         match = proof.find_best(image_id, (match,))
         if match is None or match.confidence < MIN_CONFIDENCE:
             return None
         copied = express_within_query(match, self._host.match)
         distance = float(np.median(np.linalg.norm(copied.query_points - copied.source_points, axis=1)))
-        return copied if distance >= _MIN_COPY_DISTANCE else None
+        return match if distance >= _MIN_COPY_DISTANCE else None
 
     def _assign(self, mask: np.ndarray, image_id: str, match: GeometricMatch, sources: PartSources) -> AnalysedPart:
-        try:
-            donor = self._photos.load(image_id).pixels
-        except UnreadableImageError:  # its keypoints are cached, but the photo is gone by now
-            refined = mask
-        else:
-            difference = self._host.comparison.difference
-            refined = refine_with_donor(mask, difference, self._query.pixels, donor, match)
+        refined = self._redraw(mask, image_id, match)
         part = make_part(refined, "donor", match.confidence, image_id, match)
         return AnalysedPart(refined, part, sources)
+
+    def _redraw(self, mask: np.ndarray, image_id: str, match: GeometricMatch) -> np.ndarray:
+        """The part's outline, now that its source is known."""
+        try:
+            source = self._photos.load(image_id).pixels
+        except UnreadableImageError:  # it went away just now
+            return mask
+        return refine_with_donor(mask, self._host.comparison.difference, self._query.pixels, source, match)
+
+
+def _lies_outside(points: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Which points (N, 2) of the query lie outside of a part, (N,) bool."""
+    height, width = part.shape
+    columns, rows = np.rint(points.clip(-1, [width, height])).astype(int).T
+    outside = (columns < 0) | (rows < 0) | (columns >= width) | (rows >= height)
+    near = cv2.dilate(part.astype(np.uint8), np.ones((2 * _RIM + 1,) * 2, np.uint8)) > 0
+    return outside | ~near[rows.clip(0, height - 1), columns.clip(0, width - 1)]

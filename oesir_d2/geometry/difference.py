@@ -25,6 +25,8 @@ _NOISE_RANGE = (0.5, 3.0)
 # Pixels that the colours are fitted on; more change nothing.
 _COLOUR_SAMPLES = 20_000
 _COLOUR_ROUNDS = 4
+# Standard deviation of the blur that they are averaged with, in pixels.
+_COLOUR_BLUR = 4.0
 # Pulls the gain of a channel towards 1 where that channel hardly varies, so that a photo of one colour and some noise
 # tells its offset alone. A variance, in squared units of CIE Lab.
 _GAIN_PRIOR = 4.0
@@ -113,12 +115,18 @@ def to_lab(pixels: np.ndarray) -> np.ndarray:
 
 def _fit_colours(source: np.ndarray, query: np.ndarray, used: np.ndarray) -> np.ndarray:
     """The source with gain and offset of each channel fitted to the query; pasted parts are left out as outliers."""
+    # Recompression flattens fine colour, so that on single pixels a gain below 1 would fit best, and what is colourful
+    # would differ. Averages keep their colour.
+    weight = np.maximum(cv2.GaussianBlur(used.astype(np.float32), (0, 0), _COLOUR_BLUR), 1e-6)[..., None]
+    coarse_source, coarse_query = (
+        cv2.GaussianBlur(lab * used[..., None], (0, 0), _COLOUR_BLUR) / weight for lab in (source, query)
+    )
     places = np.flatnonzero(used)
     places = places[:: max(1, len(places) // _COLOUR_SAMPLES)]
     fitted = np.empty_like(source)
     for channel in range(3):
-        x = source[..., channel].ravel()[places].astype(np.float64)
-        y = query[..., channel].ravel()[places].astype(np.float64)
+        x = coarse_source[..., channel].ravel()[places].astype(np.float64)
+        y = coarse_query[..., channel].ravel()[places].astype(np.float64)
         gain, offset = 1.0, float(np.median(y - x))
         for _ in range(_COLOUR_ROUNDS):
             residuals = np.abs(y - gain * x - offset)

@@ -83,6 +83,21 @@ def test_changes_of_the_whole_photo_are_no_edit(
     assert iou(region, true) > 0.8  # enlarged and compressed twice, its outline is blurred
 
 
+@pytest.mark.parametrize("quality", [65, 75])
+def test_the_one_colourful_thing_of_a_recompressed_photo_is_no_edit(
+    read_photo: Callable[..., np.ndarray], recompress: Callable[..., np.ndarray], rng: np.random.Generator, quality: int
+) -> None:
+    """All else has fine colours, which recompression flattens: no reason to take colour from the leaf."""
+    grey = read_photo("china", 480).mean(axis=2, keepdims=True)
+    speckled = grey + rng.normal(0, 9, (*grey.shape[:2], 3))
+    leaf = np.zeros(grey.shape[:2], np.float32)
+    cv2.ellipse(leaf, (400, 250), (50, 30), 20, 0, 360, 1, -1)
+    leaf = cv2.GaussianBlur(leaf, (0, 0), 3)[..., None]
+    photo = np.clip(speckled * (1 - leaf) + np.array([120, 220, 30]) * leaf, 0, 255).astype(np.uint8)
+    copy = recompress(photo, quality)
+    assert compare(copy, photo, verify(copy, photo)).find_edits() == []
+
+
 def test_difference_is_nothing_for_a_photo_and_itself(read_photo: Callable[..., np.ndarray]) -> None:
     photo = read_photo("coffee")
     difference = compute_difference(photo, photo, np.eye(3))
