@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from oesir_d2.data.images import UnreadableImageError
 from oesir_d2.engine.source_photos import SourcePhotos, WorkingPhoto
-from oesir_d2.geometry import GeometricMatch, find_surroundings, weigh_appearance
+from oesir_d2.geometry import GeometricMatch, find_hull, weigh_appearance
+
+# By how many pixels the hull of the inliers is enlarged: the keypoints see so far.
+_RIM = 4
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,8 @@ class PartProof:
     Attributes:
         query: the query.
         photos: the photos of the index.
-        part: (H, W) bool at working size, not empty; None where nobody knows its outline, so that what lies around the
-            inliers of a match stands for it.
+        part: (H, W) bool at working size, not empty; None where nobody knows its outline. What lies between the inliers
+            of a match then stands for it, which may speak against the match, but not for it: there they agree anyway.
     """
 
     query: WorkingPhoto
@@ -48,6 +51,8 @@ class PartProof:
         return max(weighed, key=lambda match: (match.confidence, match.inliers))
 
     def _weigh(self, match: GeometricMatch, source: np.ndarray) -> GeometricMatch:
-        size = self.query.pixels.shape[:2]
-        part = find_surroundings(match, size) if self.part is None else self.part
-        return weigh_appearance(self.query.pixels, source, match, part)
+        if self.part is not None:
+            return weigh_appearance(self.query.pixels, source, match, self.part)
+        hull = find_hull(match, self.query.pixels.shape[:2], _RIM)
+        weighed = weigh_appearance(self.query.pixels, source, match, hull)
+        return replace(weighed, confidence=min(match.confidence, weighed.confidence))

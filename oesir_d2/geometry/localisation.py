@@ -18,6 +18,8 @@ from .transforms import apply_transform
 AGREEING_DEVIATION = 3.0
 """Below this deviation a pixel of the query is taken for one of the source."""
 
+# So far around a region its donor is looked for, where the host resembles it; as a share of the region's longer side.
+_OUTGROWTH = 0.3
 # Around the inliers of a donor, what agrees with it is the object; as a share of the inliers' extent.
 _REACH = 0.35
 
@@ -64,9 +66,9 @@ def find_shown_part(query: np.ndarray, source: np.ndarray, match: GeometricMatch
         (H, W) bool, not empty.
     """
     height, width = query.shape[:2]
-    hull = _fill_hull(match, (height, width))
-    near = find_surroundings(match, (height, width))
-    difference = compute_difference(query, source, match.transform, fit_where=hull > 0)
+    hull = find_hull(match, (height, width))
+    near = find_hull(match, (height, width), max(3, round(_REACH * float(np.ptp(match.query_points, axis=0).max()))))
+    difference = compute_difference(query, source, match.transform, fit_where=hull)
     agrees = (near & difference.valid & (difference.deviation < AGREEING_DEVIATION)).astype(np.uint8)
     agrees = cv2.morphologyEx(agrees, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     agrees = cv2.morphologyEx(fill_holes(agrees), cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
@@ -75,28 +77,24 @@ def find_shown_part(query: np.ndarray, source: np.ndarray, match: GeometricMatch
     columns, rows = np.rint(match.query_points).astype(int).T
     labels_of_inliers = labels[rows.clip(0, height - 1), columns.clip(0, width - 1)]
     shown = np.isin(labels, labels_of_inliers[labels_of_inliers > 0]) & (agrees > 0)
-    return shown if shown.any() else hull > 0
+    return shown if shown.any() else hull
 
 
-def find_surroundings(match: GeometricMatch, size: tuple[int, int]) -> np.ndarray:
-    """Where around the inliers of a match its source may be seen.
+def find_hull(match: GeometricMatch, size: tuple[int, int], rim: int = 0) -> np.ndarray:
+    """Where the inliers of a match lie in the query.
 
     Args:
         match: from the source to the query.
         size: (H, W) of the query.
+        rim: by how many pixels their hull is enlarged.
 
     Returns:
         (H, W) bool, not empty.
     """
-    reach = max(3, round(_REACH * float(np.ptp(match.query_points, axis=0).max())))
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-    return cv2.dilate(_fill_hull(match, size), disc) > 0
-
-
-def _fill_hull(match: GeometricMatch, size: tuple[int, int]) -> np.ndarray:
     hull = np.zeros(size, np.uint8)
     cv2.fillConvexPoly(hull, cv2.convexHull(np.rint(match.query_points).astype(np.int32)), 1)
-    return hull
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * rim + 1, 2 * rim + 1))
+    return cv2.dilate(hull, disc) > 0
 
 
 def refine_with_donor(
@@ -116,17 +114,22 @@ def refine_with_donor(
     """
     core = cv2.erode(region.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     donor = compute_difference(query, source, match.transform, fit_where=core if core.any() else region)
-    reach = 2 * max(2, round(0.04 * max(tight_box(region)[2] - tight_box(region)[0], 50))) + 1
-    near = cv2.dilate(region.astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0
+    x0, y0, x1, y1 = tight_box(region)
+    reach = max(2, round(_OUTGROWTH * max(x1 - x0, y1 - y0)))
+    near = np.zeros(region.shape, bool)
+    near[max(y0 - reach, 0) : y1 + reach, max(x0 - reach, 0) : x1 + reach] = True
     # Positive where the donor explains a pixel better; only where the two differ at all does it tell anything.
     preference = cv2.GaussianBlur(host.distance - donor.distance, (0, 0), 1.0)
     is_donor = donor.valid & (preference > 1.0) & (host.distance > 2.0)
     is_host = preference < -1.0
     redrawn = ((region & ~(is_host & ~core)) | (near & is_donor)).astype(np.uint8)
     redrawn = cv2.morphologyEx(fill_holes(redrawn), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    overlap = np.count_nonzero(redrawn & region)
+    _, labels = cv2.connectedComponents(redrawn, connectivity=4)
+    kept = np.unique(labels[region & (redrawn > 0)])
+    connected = np.isin(labels, kept)
+    overlap = np.count_nonzero(connected & region)
     # A donor that is laid badly would redraw nonsense.
-    return redrawn > 0 if overlap > 0.5 * np.count_nonzero(region) else region
+    return connected if overlap > 0.5 * np.count_nonzero(region) else region
 
 
 def make_part(

@@ -2,29 +2,81 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import os
 import shutil
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from PIL import Image
 
 from oesir_d2.data.images import ImageFile, get_readable_formats
 from oesir_d2.data.quiet_pillow import quiet_pillow
-from oesir_d2.files import open_atomically, sha256_of_file
+from oesir_d2.files import open_atomically, remove_temporaries, sha256_of_file
 
 COMMON_EXTENSIONS = (".jpg", ".png", ".webp", ".tif", ".gif", ".bmp")
 
 
-def keep_photo(path: Path, folder: Path) -> ImageFile:
-    """Copy a photo that was looked at into the folder of added photos, under a name made from its content.
+@contextmanager
+def open_copies(
+    folder: Path, index: Path, list_indexed: Callable[[], Collection[str]]
+) -> Iterator[Callable[[Path], ImageFile]]:
+    """Copy photos into the folder of added photos; those that the index does not know in the end are deleted.
 
-    The same content has the same name, so that a photo that is added twice is there once.
+    New copies are listed beside them. A process that is ended meanwhile leaves this list behind, and the next
+    block for the same index deletes what it names.
+
+    Args:
+        folder: of the added photos; made if missing.
+        index: the index that they are added to.
+        list_indexed: gives the ids of the photos that the index holds now.
+
+    Yields:
+        What copies a photo that was looked at, under a name made from its content: the same content has the same name,
+        so that a photo that is added twice is there once.
+
+    Raises:
+        BlockingIOError: another process adds photos to this index.
+        OSError: the folder cannot be written.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".adding-{hashlib.sha256(os.fsencode(index.resolve())).hexdigest()[:16]}"
+    with open(path, "a+", encoding="ascii") as names:
+        fcntl.flock(names, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _delete_unknown(folder, names, list_indexed())
+        try:
+            yield lambda photo: _keep_photo(photo, folder, names)
+        finally:
+            _delete_unknown(folder, names, list_indexed())
+
+
+def _delete_unknown(folder: Path, names: TextIO, indexed: Collection[str]) -> None:
+    names.seek(0)
+    listed = names.read().split()
+    if listed:
+        remove_temporaries(folder)
+    for name in listed:
+        if _make_id(name) not in indexed:
+            (folder / name).unlink(missing_ok=True)
+    names.truncate(0)
+
+
+def _keep_photo(path: Path, folder: Path, names: TextIO) -> ImageFile:
     name = sha256_of_file(path)[:32] + find_extension(path)
     target = folder / name
     if not target.exists():
+        names.write(f"{name}\n")
+        names.flush()
         with open(path, "rb") as source, open_atomically(target) as file:
             shutil.copyfileobj(source, file)
-    return ImageFile(f"added/{name}", target)
+    return ImageFile(_make_id(name), target)
+
+
+def _make_id(name: str) -> str:
+    return f"added/{name}"
 
 
 def find_extension(path: Path) -> str:

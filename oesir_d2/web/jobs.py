@@ -21,7 +21,7 @@ from oesir_d2.report import LabelledBox, QueryReport, draw_display_photo, facts_
 from oesir_d2.report.linking import link_matches
 from oesir_d2.report.provenance import ProvenanceReport, describe_evidence, describe_verdict
 from oesir_d2.report.provenance_page import SLIDER_SCRIPT, TITLE, provenance_section
-from oesir_d2.web.added_photos import keep_photo
+from oesir_d2.web.added_photos import open_copies
 from oesir_d2.web.settings import WebSettings
 from oesir_d2.web.thumbnails import draw_picture, draw_result, encode_jpeg, encode_png
 from oesir_d2.web.worker import RefusedError
@@ -142,6 +142,8 @@ class Desk:
         self._settings = settings
         self._retriever = Retriever(settings.index, settings.opts)
         self._analyzer = ProvenanceAnalyzer(self._retriever)
+        if settings.add_folder is not None:
+            self._clear_copies(settings.add_folder)
 
     def __call__(self, job: Any, report_progress: ReportProgress) -> Any:
         if isinstance(job, SearchJob):
@@ -150,6 +152,17 @@ class Desk:
             return self._preview(job)
         assert isinstance(job, AddJob), job
         return self._add(job, report_progress)
+
+    def _clear_copies(self, folder: Path) -> None:
+        """Delete what a process that was ended in the middle of adding photos has copied in vain."""
+        try:
+            with open_copies(folder, self._settings.index, self._list_indexed):
+                pass
+        except OSError as error:
+            logger.warning("Copies of photos that were not added may be left in %s: %s", folder, error)
+
+    def _list_indexed(self) -> set[str]:
+        return {record.image_id for record in self._retriever.index.images}
 
     def _read(self, path: Path, label: str) -> DecodedImage:
         try:
@@ -230,18 +243,24 @@ class Desk:
         assert folder is not None, "photos are added to an app that was started without a folder for them"
         files: dict[str, ImageFile] = {}
         refused = []
-        for number, (path, label) in enumerate(job.photos):
-            report_progress(0.5 * number / len(job.photos), f"reading photo {number + 1} of {len(job.photos)}")
-            try:
-                self._read(path, label)
-            except RefusedError as error:
-                refused.append((label, error.message))
-            else:
-                file = keep_photo(path, folder)
-                files[file.image_id] = file
-        if files:
-            report_progress(0.5, "adding to the index")
-            self._extend_index(list(files.values()))
+        try:
+            with open_copies(folder, self._settings.index, self._list_indexed) as keep_photo:
+                for number, (path, label) in enumerate(job.photos):
+                    report_progress(0.5 * number / len(job.photos), f"reading photo {number + 1} of {len(job.photos)}")
+                    try:
+                        self._read(path, label)
+                    except RefusedError as error:
+                        refused.append((label, error.message))
+                    else:
+                        file = keep_photo(path)
+                        files[file.image_id] = file
+                if files:
+                    report_progress(0.5, "adding to the index")
+                    self._extend_index(list(files.values()))
+        except BlockingIOError:
+            raise RefusedError(
+                409, "the photos could not be added: another process adds some, try again later"
+            ) from None
         return AddAnswer(list(files), refused, len(self._retriever.index.images))
 
     def _extend_index(self, files: list[ImageFile]) -> None:
@@ -255,10 +274,6 @@ class Desk:
             raise RefusedError(409, f"the photos could not be added: {reason}") from None
         finally:
             self._retriever.reopen()
-            in_index = {record.image_id for record in self._retriever.index.images}
-            for file in files:
-                if file.image_id not in in_index:
-                    file.path.unlink(missing_ok=True)
 
 
 def make_proof(job: SearchJob, found: QueryResult | Provenance, content: dict[str, Any]) -> ProvenanceReport | None:

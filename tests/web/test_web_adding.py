@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from PIL import Image
 from oesir_d2.index import EmbeddingIndex
 from oesir_d2.index.lock import WriterLock
 from oesir_d2.web.__main__ import listen, main
+from oesir_d2.web.added_photos import open_copies
 from oesir_d2.web.uploads import UploadStore, make_label
 
 
@@ -46,8 +50,9 @@ def test_added_photos_are_found_at_once(growing: Any, tmp_path: Path, rng: np.ra
         {"file": "bad.jpg", "error": "bad.jpg cannot be read: not an image of a known format, or its header is damaged"}
     ]
     # By their content they are JPEG files, whatever they were called.
-    assert sorted(f"added/{path.name}" for path in growing.added.iterdir()) == sorted(answer["added"])
-    assert all(path.suffix == ".jpg" and path.stem.isalnum() for path in growing.added.iterdir())
+    kept = list(growing.added.glob("[!.]*"))
+    assert sorted(f"added/{path.name}" for path in kept) == sorted(answer["added"])
+    assert all(path.suffix == ".jpg" and path.stem.isalnum() for path in kept)
     for _, (_, content) in files:
         found = httpx.post(growing.url + "api/search", files={"file": ("q", content)}, timeout=120).json()["results"][0]
         assert found["image_id"] in answer["added"] and found["score"] == pytest.approx(1, abs=1e-4)
@@ -72,6 +77,38 @@ def test_index_that_another_process_writes_refuses_and_nothing_is_kept(
     assert answer.status_code == 409 and "another process writes the index" in answer.json()["error"]
     assert str(growing.index) not in answer.text
     assert set(growing.added.iterdir()) == kept
+
+
+def test_copies_of_a_process_that_was_killed_are_deleted_by_the_next(
+    growing: Any, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """As after a time-out in the middle of adding: three photos are copied, one of them is in the index by then."""
+    photos = []
+    for number, (_, (_, content)) in enumerate(make_files(tmp_path, rng, ["a", "b", "c"])):
+        photos.append(tmp_path / f"{number}.jpg")
+        photos[-1].write_bytes(content)
+    folder = tmp_path / "added"
+    script = (
+        "import os, signal, sys; from pathlib import Path; from oesir_d2.web.added_photos import open_copies\n"
+        "with open_copies(Path(sys.argv[1]), Path(sys.argv[2]), set) as keep:\n"
+        "    for path in sys.argv[3:]: print(keep(Path(path)).image_id, flush=True)\n"
+        "    (Path(sys.argv[1]) / '.tmp-1-half').write_bytes(b'half a photo')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", script, str(folder), str(growing.index), *map(str, photos)]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    ids = killed.stdout.split()
+    assert len(ids) == 3 and len(list(folder.glob("*.jpg"))) == 3
+    mine = folder / "mine.jpg"
+    mine.write_bytes(b"nobody's business")
+    with open_copies(folder, growing.index, lambda: {ids[0]}) as keep:
+        assert {path.name for path in folder.glob("[!.]*")} == {Path(ids[0]).name, "mine.jpg"}
+        assert list(folder.glob(".tmp-*")) == []
+        keep(photos[1])
+        with pytest.raises(BlockingIOError), open_copies(folder, growing.index, set):
+            pass
+    assert {path.name for path in folder.glob("[!.]*")} == {Path(ids[0]).name, "mine.jpg"}
 
 
 @pytest.mark.parametrize(
