@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -26,10 +26,12 @@ from oesir_d2.geometry import (
     GeometricMatch,
     QueryFeatures,
     SplicePart,
+    detect_features_in_box,
     express_within_query,
     make_part,
     refine_with_donor,
     verify_match,
+    weigh_appearance,
 )
 from oesir_d2.geometry.confidence import difference_confidence
 from oesir_d2.geometry.transforms import apply_transform
@@ -38,6 +40,9 @@ from oesir_d2.geometry.transforms import apply_transform
 _MIN_COPY_DISTANCE = 8.0
 # Keypoints of the part reach so far beyond it, in pixels.
 _RIM = 4
+# Within the query, which is enlarged to this longer side, so many keypoints are compared; the strongest.
+_WITHIN_SIDE = 768
+_WITHIN_FEATURES = 4000
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,7 @@ class PartAnalyzer:
         from_host = self._find_copy(mask, features, proof)
         if from_host is not None:
             refined = self._redraw(mask, self._host.result.image_id, from_host)
-            copied = express_within_query(from_host, self._host.match)
-            return AnalysedPart(refined, make_part(refined, "copy-move", copied.confidence, match=copied))
+            return _make_copy(refined, express_within_query(from_host, self._host.match))
         for image_id in self._known_donors:
             match = verify_match(features, self._photos.features_of(image_id), PART_OPTIONS)
             match = proof.find_best(image_id, (match,))
@@ -123,6 +127,10 @@ class PartAnalyzer:
         if best is not None:
             self._known_donors.append(best[0])
             return self._assign(mask, *best, sources)
+        copied = self._find_copy_within(mask, features)
+        if copied is not None:
+            pixels = self._query.pixels
+            return _make_copy(refine_with_donor(mask, self._host.comparison.difference, pixels, pixels, copied), copied)
         return describe_unknown(mask, self._host.comparison, sources)
 
     def _find_copy(self, mask: np.ndarray, features: QueryFeatures, proof: PartProof) -> GeometricMatch | None:
@@ -135,9 +143,19 @@ class PartAnalyzer:
         match = proof.find_best(image_id, (match,))
         if match is None or match.confidence < MIN_CONFIDENCE:
             return None
-        copied = express_within_query(match, self._host.match)
-        distance = float(np.median(np.linalg.norm(copied.query_points - copied.source_points, axis=1)))
-        return match if distance >= _MIN_COPY_DISTANCE else None
+        return match if _is_far(express_within_query(match, self._host.match)) else None
+
+    def _find_copy_within(self, mask: np.ndarray, features: QueryFeatures) -> GeometricMatch | None:
+        """The same within the query, which is enlarged for it: it shows the original compressed like the copy."""
+        height, width = mask.shape
+        options = replace(self._photos.options, max_features=_WITHIN_FEATURES)
+        outside = 1 - _widen(mask)
+        others = detect_features_in_box(self._query.pixels, (0, 0, width, height), options, _WITHIN_SIDE, outside)
+        match = verify_match(features, others, PART_OPTIONS)
+        if match is None:
+            return None
+        match = weigh_appearance(self._query.pixels, self._query.pixels, match, mask)
+        return match if match.confidence >= MIN_CONFIDENCE and _is_far(match) else None
 
     def _assign(self, mask: np.ndarray, image_id: str, match: GeometricMatch, sources: PartSources) -> AnalysedPart:
         refined = self._redraw(mask, image_id, match)
@@ -158,5 +176,20 @@ def _lies_outside(points: np.ndarray, part: np.ndarray) -> np.ndarray:
     height, width = part.shape
     columns, rows = np.rint(points.clip(-1, [width, height])).astype(int).T
     outside = (columns < 0) | (rows < 0) | (columns >= width) | (rows >= height)
-    near = cv2.dilate(part.astype(np.uint8), np.ones((2 * _RIM + 1,) * 2, np.uint8)) > 0
-    return outside | ~near[rows.clip(0, height - 1), columns.clip(0, width - 1)]
+    near = _widen(part)[rows.clip(0, height - 1), columns.clip(0, width - 1)]
+    return outside | (near == 0)
+
+
+def _widen(part: np.ndarray) -> np.ndarray:
+    """A part (H, W) bool with the rim that its keypoints reach, as uint8 of 0 and 1."""
+    return cv2.dilate(part.astype(np.uint8), np.ones((2 * _RIM + 1,) * 2, np.uint8))
+
+
+def _is_far(copied: GeometricMatch) -> bool:
+    """Whether a match within the query leads to another place."""
+    distances = np.linalg.norm(copied.query_points - copied.source_points, axis=1)
+    return float(np.median(distances)) >= _MIN_COPY_DISTANCE
+
+
+def _make_copy(mask: np.ndarray, copied: GeometricMatch) -> AnalysedPart:
+    return AnalysedPart(mask, make_part(mask, "copy-move", copied.confidence, match=copied))

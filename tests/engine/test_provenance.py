@@ -16,9 +16,10 @@ from oesir_d2.data import ImageFile, UnreadableImageError
 from oesir_d2.engine import part_search
 from oesir_d2.engine.config_loading import load_config
 from oesir_d2.engine.indexing import build_index
+from oesir_d2.engine.part_analysis import PartAnalyzer
 from oesir_d2.engine.provenance import Provenance, ProvenanceAnalyzer, analyze_all, save_mask
 from oesir_d2.engine.retrieval import Retriever
-from oesir_d2.geometry import GeometricMatch
+from oesir_d2.geometry import Comparison, GeometricMatch
 from oesir_d2.geometry.confidence import match_confidence
 
 from .conftest import TINY_OPTS
@@ -177,6 +178,35 @@ def test_copy_move_is_told_from_a_donor(analyzer: ProvenanceAnalyzer, save: Call
     np.testing.assert_allclose(np.median(offsets, axis=0), [90, 50], atol=1)
     assert part.to_dict()["copied_from"]["inliers"] == part.match.inliers
     assert iou(found.findings.mask, truth) > 0.85
+
+
+def test_copy_is_found_within_the_query_where_the_host_does_not_show_it(
+    analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PartAnalyzer, "_find_copy", lambda *arguments: None)
+    china = read_photo("china")
+    splice, truth = paste(china, china, (90, 60, 170, 130), (180, 110))
+    found = analyzer.analyze(save(splice))
+    (part,) = found.findings.parts
+    assert roles(found) == {"china.png": "host"} and part.kind == "copy-move" and part.match is not None
+    offsets = part.match.query_points - part.match.source_points
+    np.testing.assert_allclose(np.median(offsets, axis=0), [90, 50], atol=1)
+    assert iou(found.findings.mask, truth) > 0.85
+
+
+def test_the_hosts_own_points_around_a_copy_do_not_hide_it(
+    analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The region is drawn too large, so that most of its points agree with the host where they are."""
+    china = read_photo("china")
+    splice, truth = paste(china, china, (100, 70, 150, 112), (60, 130))
+    large = cv2.dilate(truth.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
+    monkeypatch.setattr(Comparison, "find_edits", lambda self: [large])
+    monkeypatch.setattr(PartAnalyzer, "_find_copy_within", lambda *arguments: None)
+    (part,) = analyzer.analyze(save(splice)).findings.parts
+    assert part.kind == "copy-move" and part.match is not None
+    offsets = part.match.query_points - part.match.source_points
+    np.testing.assert_allclose(np.median(offsets, axis=0), [-40, 60], atol=1)
 
 
 def test_two_donors_get_a_part_each(analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]) -> None:
