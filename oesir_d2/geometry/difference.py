@@ -22,6 +22,12 @@ _MISREGISTRATION = 0.5
 # The noise that is assumed at least and at most, in units of CIE Lab. Below a half nobody sees anything; more than
 # three is no recompression any more, but another photo.
 _NOISE_RANGE = (0.5, 3.0)
+# From the median of what differs to the noise.
+_NOISE_FACTOR = 1.5
+# A gradient above this, in units of CIE Lab a pixel, is detail; its noise spreads over a block of the compression.
+_DETAIL = 1.0
+_BLOCK = 15
+_MIN_FOR_NOISE = 500
 # Pixels that the colours are fitted on; more change nothing.
 _COLOUR_SAMPLES = 20_000
 _COLOUR_ROUNDS = 4
@@ -96,13 +102,30 @@ def compute_difference(
     fitted = _fit_colours(source_lab, query_lab, used)
     residual = query_lab - fitted
     blurred = _length(cv2.GaussianBlur(residual, (0, 0), _BLUR))
-    noise = float(np.clip(1.5 * np.median(blurred[used]), *_NOISE_RANGE))
-    edges = _MISREGISTRATION * _gradient(cv2.GaussianBlur(fitted, (0, 0), _BLUR))
-    deviation = blurred / np.sqrt(noise**2 + edges**2)
+    gradient = _gradient(cv2.GaussianBlur(fitted, (0, 0), _BLUR))
+    noise = _estimate_noise(blurred, gradient, used)
+    deviation = blurred / np.sqrt(noise**2 + (_MISREGISTRATION * gradient) ** 2)
     distance = _length(cv2.GaussianBlur(residual, (0, 0), _FINE_BLUR))
     deviation[~valid] = 0
     distance[~valid] = 0
     return Difference(deviation, valid, distance)
+
+
+def _estimate_noise(residual: np.ndarray, gradient: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """The noise that is expected, (H, W) float32: recompression leaves more of it where a photo has detail.
+
+    Args:
+        residual: (H, W) float32, what differs; less than half of it may be pasted.
+        gradient: (H, W) float32, of the source.
+        used: (H, W) bool, where the noise is estimated.
+    """
+    detailed = cv2.dilate((gradient > _DETAIL).astype(np.uint8), np.ones((_BLOCK, _BLOCK), np.uint8)) > 0
+    everywhere = float(np.median(residual[used]))
+    values = residual[used & detailed]
+    # Of a product before plain white, "everywhere" is the white.
+    in_detail = max(everywhere, float(np.median(values)) if len(values) >= _MIN_FOR_NOISE else 0.0)
+    level = np.where(detailed, np.float32(in_detail), np.float32(everywhere))
+    return np.clip(_NOISE_FACTOR * level, *_NOISE_RANGE)
 
 
 def _length(residual: np.ndarray) -> np.ndarray:

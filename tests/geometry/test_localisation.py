@@ -98,6 +98,18 @@ def test_the_one_colourful_thing_of_a_recompressed_photo_is_no_edit(
     assert compare(copy, photo, verify(copy, photo)).find_edits() == []
 
 
+@pytest.mark.parametrize("quality", [40, 65])
+def test_noise_of_a_thing_before_plain_white_is_no_edit(
+    read_photo: Callable[..., np.ndarray], recompress: Callable[..., np.ndarray], quality: int
+) -> None:
+    """Three quarters are white, in which recompression leaves no noise at all."""
+    photo = np.full((400, 600, 3), 255, np.uint8)
+    thing = read_photo("coffee", 240)
+    photo[100 : 100 + thing.shape[0], 180 : 180 + thing.shape[1]] = thing
+    copy = recompress(photo, quality)
+    assert compare(copy, photo, verify(copy, photo)).find_edits() == []
+
+
 def test_difference_is_nothing_for_a_photo_and_itself(read_photo: Callable[..., np.ndarray]) -> None:
     photo = read_photo("coffee")
     difference = compute_difference(photo, photo, np.eye(3))
