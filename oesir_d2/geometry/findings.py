@@ -23,7 +23,7 @@ unverified: geometry does not confirm that the query shows anything of it.
 PartKind = Literal["donor", "copy-move", "unknown source"]
 """Where a part that differs from the host came from: a photo of the database, another place of the query, neither."""
 
-Doubt = Literal["nothing in common", "few points agree", "too little to see", "looks different"]
+Doubt = Literal["no match", "few points agree", "too little to see", "looks different"]
 """Why a photo is left unverified."""
 
 # An object is cut whole from its photo, so that this photo should cover all of the part.
@@ -181,7 +181,7 @@ class PhotoFinding:
         if self.verified:
             return None
         if self.match is None:
-            return "nothing in common"
+            return "no match"
         appearance = self.match.appearance
         if appearance is not None and appearance.is_too_small:
             return "too little to see"

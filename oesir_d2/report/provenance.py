@@ -21,7 +21,7 @@ SOURCES_SHOWN = 8
 """More than so many verified photos, such as the rest of a series, are counted only."""
 
 DOUBT_WORDS: Mapping[Doubt, str] = {
-    "nothing in common": "nothing in common",
+    "no match": "no match",
     "few points agree": "too few points agree",
     "too little to see": "too little to see of it",
     "looks different": "laid over the part, it looks different",
