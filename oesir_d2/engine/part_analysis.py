@@ -40,6 +40,8 @@ from oesir_d2.geometry.transforms import apply_transform
 _MIN_COPY_DISTANCE = 8.0
 # Keypoints of the part reach so far beyond it, in pixels.
 _RIM = 4
+# What looks so much like a photo that was laid over another part belongs to that part's object.
+_SAME_PLACE = 0.75
 # Within the query, which is enlarged to this longer side, so many keypoints are compared; the strongest.
 _WITHIN_SIDE = 768
 _WITHIN_FEATURES = 4000
@@ -99,7 +101,7 @@ class PartAnalyzer:
         self._query = query
         self._host = host
         self._candidates = candidates
-        self._known_donors: list[str] = []
+        self._placements: list[tuple[str, GeometricMatch]] = []
 
     def analyze(self, mask: np.ndarray, check: Callable[[float], None]) -> AnalysedPart:
         """Find the source of a part.
@@ -110,28 +112,38 @@ class PartAnalyzer:
         """
         features = detect_part_features(self._query, mask, self._photos.options)
         proof = PartProof(self._query, self._photos, mask)
+        known = self._find_known(features, proof)
+        if known is not None:
+            return self._assign(mask, *known, PartSources([], dict([known])))
         from_host = self._find_copy(mask, features, proof)
         if from_host is not None:
-            refined = self._redraw(mask, self._host.result.image_id, from_host)
-            return _make_copy(refined, express_within_query(from_host, self._host.match))
-        for image_id in self._known_donors:
-            match = verify_match(features, self._photos.features_of(image_id), PART_OPTIONS)
-            match = proof.find_best(image_id, (match,))
-            if match is not None and match.confidence >= MIN_CONFIDENCE:
-                return self._assign(mask, image_id, match, PartSources([], {image_id: match}))
+            return self._assign(mask, self._host.result.image_id, from_host, PartSources([], {}))
         results = rank_for_part(self._retriever, self._file, self._query, mask, self._candidates)
         skip = {self._host.result.image_id}
         matches = verify_candidates(features, results, self._photos, proof, skip, check)
         sources = PartSources([result for result in results if result.image_id not in skip], matches)
         best = sources.best()
         if best is not None:
-            self._known_donors.append(best[0])
             return self._assign(mask, *best, sources)
         copied = self._find_copy_within(mask, features)
         if copied is not None:
             pixels = self._query.pixels
             return _make_copy(refine_with_donor(mask, self._host.comparison.difference, pixels, pixels, copied), copied)
         return describe_unknown(mask, self._host.comparison, sources)
+
+    def _find_known(self, features: QueryFeatures, proof: PartProof) -> tuple[str, GeometricMatch] | None:
+        """A photo that another part came from: one object may fall into several parts."""
+        for image_id, placed in self._placements:
+            match = proof.find_best(image_id, (placed,))
+            appearance = match.appearance if match is not None else None
+            if appearance is not None and not appearance.is_too_small and appearance.correlation >= _SAME_PLACE:
+                return image_id, replace(placed, appearance=appearance)
+        for image_id in {image_id for image_id, _ in self._placements} - {self._host.result.image_id}:
+            match = verify_match(features, self._photos.features_of(image_id), PART_OPTIONS)
+            match = proof.find_best(image_id, (match,))
+            if match is not None and match.confidence >= MIN_CONFIDENCE:
+                return image_id, match
+        return None
 
     def _find_copy(self, mask: np.ndarray, features: QueryFeatures, proof: PartProof) -> GeometricMatch | None:
         """How a part was copied, from the host to the query: what it shows is elsewhere in the host."""
@@ -158,7 +170,11 @@ class PartAnalyzer:
         return match if match.confidence >= MIN_CONFIDENCE and _is_far(match) else None
 
     def _assign(self, mask: np.ndarray, image_id: str, match: GeometricMatch, sources: PartSources) -> AnalysedPart:
+        """A part from a donor, or from another place of the host."""
+        self._placements.append((image_id, match))
         refined = self._redraw(mask, image_id, match)
+        if image_id == self._host.result.image_id:
+            return _make_copy(refined, express_within_query(match, self._host.match))
         part = make_part(refined, "donor", match.confidence, image_id, match)
         return AnalysedPart(refined, part, sources)
 

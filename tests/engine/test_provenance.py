@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 
 from oesir_d2.data import ImageFile, UnreadableImageError
-from oesir_d2.engine import part_search
+from oesir_d2.engine import part_analysis, part_search
 from oesir_d2.engine.config_loading import load_config
 from oesir_d2.engine.indexing import build_index
 from oesir_d2.engine.part_analysis import PartAnalyzer
 from oesir_d2.engine.provenance import Provenance, ProvenanceAnalyzer, analyze_all, save_mask
 from oesir_d2.engine.retrieval import Retriever
-from oesir_d2.geometry import Comparison, GeometricMatch
+from oesir_d2.engine.source_photos import WorkingPhoto
+from oesir_d2.geometry import Comparison, FeatureOptions, GeometricMatch, LocalFeatures, QueryFeatures
 from oesir_d2.geometry.confidence import match_confidence
 
 from .conftest import TINY_OPTS
@@ -178,6 +179,29 @@ def test_copy_move_is_told_from_a_donor(analyzer: ProvenanceAnalyzer, save: Call
     np.testing.assert_allclose(np.median(offsets, axis=0), [90, 50], atol=1)
     assert part.to_dict()["copied_from"]["inliers"] == part.match.inliers
     assert iou(found.findings.mask, truth) > 0.85
+
+
+@pytest.mark.parametrize(("donor", "kind"), [("astronaut", "donor"), ("china", "copy-move")])
+def test_an_object_in_two_pieces_has_one_source(
+    analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile], monkeypatch: pytest.MonkeyPatch, donor: str, kind: str
+) -> None:
+    """The second piece has no keypoint of its own that matches."""
+    splice, truth = paste(read_photo("china"), read_photo(donor), FACE, (160, 50))
+    strip = truth & (np.arange(truth.shape[0]) > 122)[:, None]
+    rest = truth & (np.arange(truth.shape[0]) < 118)[:, None]
+    monkeypatch.setattr(Comparison, "find_edits", lambda self: [rest, strip])
+    real, asked = part_analysis.detect_part_features, []
+
+    def detect(query: WorkingPhoto, part: np.ndarray, options: FeatureOptions) -> QueryFeatures:
+        asked.append(part)
+        return real(query, part, options) if len(asked) == 1 else QueryFeatures(LocalFeatures.empty(), part.shape[1])
+
+    monkeypatch.setattr(part_analysis, "detect_part_features", detect)
+    first, second = analyzer.analyze(save(splice)).findings.parts
+    assert len(asked) == 2 and first.kind == second.kind == kind
+    assert first.source_id == second.source_id == ("astronaut.png" if kind == "donor" else None)
+    assert first.match is not None and second.match is not None
+    np.testing.assert_allclose(first.match.transform, second.match.transform)
 
 
 def test_copy_is_found_within_the_query_where_the_host_does_not_show_it(
