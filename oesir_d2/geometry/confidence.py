@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 
-# Of the same comparisons, sources of four inliers or more look like the part with a correlation of 0.66 to 0.99, others
-# with one of at most 0.51, those of three inliers with at most 0.72. A look alike counts for some inliers, another look
-# against more.
+# Of 300 such splices, 32,250 comparisons: 1,072 photos that are no source had three inliers or more. They look like the
+# part with a correlation of at most 0.51, those of three inliers 0.72, and sources of four or more with one of
+# 0.65 to 0.99. So looking alike counts for an inlier or two, and looking different against more.
 _EVEN_CORRELATION = 0.57
 _LOG_ODDS_PER_CORRELATION = 15.0
 

@@ -123,7 +123,7 @@ def refine_with_donor(
     is_donor = donor.valid & (preference > 1.0) & (host.distance > 2.0)
     is_host = preference < -1.0
     redrawn = ((region & ~(is_host & ~core)) | (near & is_donor)).astype(np.uint8)
-    redrawn = cv2.morphologyEx(fill_holes(redrawn), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    redrawn = fill_holes(redrawn)
     _, labels = cv2.connectedComponents(redrawn, connectivity=4)
     kept = np.unique(labels[region & (redrawn > 0)])
     connected = np.isin(labels, kept)

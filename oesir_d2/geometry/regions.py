@@ -25,7 +25,7 @@ class RegionOptions:
 
     seed: float = 6.0
     grow: float = 3.0
-    closing: float = 0.02
+    closing: float = 0.012
     min_area: float = 0.001
     min_seeds: float = 0.05
     outline: float = 0.37
@@ -74,7 +74,7 @@ def _tighten(mask: np.ndarray, distance: np.ndarray, outline: float) -> np.ndarr
     """Move the outline inwards to where the difference falls; a mask of 0 and 1, (H, W) uint8."""
     core = cv2.erode(mask, _disc(4))
     is_large = (distance > outline * cv2.dilate(distance, _disc(3))).astype(np.uint8)
-    return cv2.morphologyEx(fill_holes(np.bitwise_or(core, mask & is_large)), cv2.MORPH_OPEN, _disc(2))
+    return fill_holes(np.bitwise_or(core, mask & is_large))
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
