@@ -63,7 +63,8 @@ def weigh_appearance(query: np.ndarray, source: np.ndarray, match: GeometricMatc
     appearance = compare_appearance(query, source, match.transform, part)
     # What cannot be seen does not speak for the match.
     correlation = min(appearance.correlation, 0.0) if appearance.is_too_small else appearance.correlation
-    return replace(match, appearance=appearance, confidence=donor_confidence(match.inliers, correlation))
+    confidence = donor_confidence(match.inliers, correlation, appearance.textured)
+    return replace(match, appearance=appearance, confidence=confidence)
 
 
 def _correlate(first: np.ndarray, second: np.ndarray, used: np.ndarray, window: float) -> tuple[float, int]:

@@ -128,8 +128,16 @@ def test_correlation_decides_where_few_points_agree(read_photo: Photos) -> None:
 
 
 def test_confidence_weighs_both_kinds_of_evidence() -> None:
-    assert donor_confidence(3, 0.9) > SURE > donor_confidence(3, 0.72)
-    assert donor_confidence(6, 0.6) > SURE > donor_confidence(6, 0.4)
-    assert donor_confidence(12, 0.1) > SURE  # no accident ever had so many
-    rising = [donor_confidence(inliers, correlation) for inliers, correlation in ((4, 0.2), (5, 0.2), (5, 0.5))]
+    large = 5000
+    assert donor_confidence(3, 0.9, large) > SURE > donor_confidence(3, 0.72, large)
+    assert donor_confidence(6, 0.6, large) > SURE > donor_confidence(6, 0.4, large)
+    assert donor_confidence(12, 0.1, large) > SURE  # no accident ever had so many
+    rising = [donor_confidence(n, value, large) for n, value in ((4, 0.2), (5, 0.2), (5, 0.5))]
     assert rising == sorted(rising)
+
+
+def test_a_small_part_must_look_the_more_alike() -> None:
+    """Over few pixels anything correlates by chance."""
+    assert donor_confidence(4, 0.75, 5000) > SURE > donor_confidence(4, 0.75, 500)
+    assert donor_confidence(4, 0.9, 500) > SURE
+    assert donor_confidence(4, 1.0, 0) < 0.5
