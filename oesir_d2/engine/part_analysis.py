@@ -138,7 +138,9 @@ class PartAnalyzer:
             appearance = match.appearance if match is not None else None
             if appearance is not None and not appearance.is_too_small and appearance.correlation >= _SAME_PLACE:
                 return image_id, replace(placed, appearance=appearance)
-        for image_id in {image_id for image_id, _ in self._placements} - {self._host.result.image_id}:
+        for image_id in dict.fromkeys(image_id for image_id, _ in self._placements):
+            if image_id == self._host.result.image_id:
+                continue
             match = verify_match(features, self._photos.features_of(image_id), PART_OPTIONS)
             match = proof.find_best(image_id, (match,))
             if match is not None and match.confidence >= MIN_CONFIDENCE:
