@@ -95,6 +95,32 @@ class ObjectOwners:
         return np.searchsorted(self._offsets, object_ids, side="right") - 1
 
 
+class ObjectPlaces:
+    """Finds where objects lie.
+
+    Args:
+        segments: the segments, in order.
+        superseded: for each of them, the positions of the images that are left out, ascending.
+    """
+
+    def __init__(self, segments: Sequence[Segment], superseded: Sequence[tuple[int, ...]]) -> None:
+        # A run is what lies between two superseded images of a segment: neighbours on disk and in number.
+        rows, ends, numbers = [], [], []
+        for number, (segment, gaps) in enumerate(zip(segments, superseded, strict=True)):
+            rows.append(segment.offsets[[0, *(gap + 1 for gap in gaps)]])
+            ends.append(segment.offsets[[*gaps, len(segment.offsets) - 1]])
+            numbers.append(np.full(len(gaps) + 1, number))
+        empty = np.empty(0, np.int64)
+        self._rows, self._numbers = np.concatenate([empty, *rows]), np.concatenate([empty, *numbers])
+        lengths = np.concatenate([empty, *ends]) - self._rows
+        self._starts = np.cumsum(lengths) - lengths
+
+    def locate(self, object_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The positions of the objects' segments in the list, and their rows there, int64."""
+        runs = np.searchsorted(self._starts, object_ids, side="right") - 1
+        return self._numbers[runs], object_ids - self._starts[runs] + self._rows[runs]
+
+
 class VectorChunks:
     """Iterates, as often as asked, over the vectors of an index: (n, D) float32, L2-normalised, read piece by piece.
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from ..structures import ImageEmbeddings
+from .arrays import read_pieces
 from .compatibility import EmbeddingModelInfo
 from .lease import ReaderLease
 from .manifest import Manifest, check_compatible
-from .places import ImagePlaces, ObjectOwners, VectorChunks
+from .places import ImagePlaces, ObjectOwners, ObjectPlaces, VectorChunks
 from .records import ImageRecord
 from .segments import Segment, verify_segment
 
@@ -33,6 +34,7 @@ class EmbeddingIndex:
         self._manifest = manifest
         self._segments = segments
         self._lease = lease
+        self._vectors = [segment.vectors for segment in segments]
         self._places = ImagePlaces(segments, [info.superseded for info in manifest.segments])
         counts = [np.delete(np.diff(s.offsets), i.superseded) for s, i in zip(segments, manifest.segments, strict=True)]
         self._offsets = np.concatenate([[0], *counts]).cumsum(dtype=np.int64)
@@ -98,6 +100,10 @@ class EmbeddingIndex:
     def _owners(self) -> ObjectOwners:
         return ObjectOwners(self._offsets)
 
+    @cached_property
+    def _object_places(self) -> ObjectPlaces:
+        return ObjectPlaces(self._segments, [info.superseded for info in self._manifest.segments])
+
     @property
     def offsets(self) -> np.ndarray:
         """(I + 1,) int64: image i has the objects offsets[i] to offsets[i + 1]."""
@@ -125,6 +131,15 @@ class EmbeddingIndex:
         segment = self._segments[number]
         return segment.boxes.read(int(segment.offsets[row]), int(segment.offsets[row + 1]))
 
+    def boxes_of_images(self, image_indices: np.ndarray) -> np.ndarray:
+        """Read the boxes of some images, (N, 4), image by image; see ``boxes_of`` and ``vectors_of``."""
+        first = self._offsets[image_indices]
+        counts = self._offsets[image_indices + 1] - first
+        boxes = np.empty((int(counts.sum()), 4), np.float32)
+        numbers, rows = self._object_places.locate(first)
+        read_pieces([segment.boxes for segment in self._segments], numbers, rows, counts, boxes)
+        return boxes
+
     def vectors_of(self, image_indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read the vectors of some images.
 
@@ -135,15 +150,27 @@ class EmbeddingIndex:
             vectors: (N, D) float32, L2-normalised, the objects of all these images, image by image.
             offsets: (B + 1,) int64: those of the b-th image are rows offsets[b] to offsets[b + 1].
         """
-        offsets = np.zeros(len(image_indices) + 1, np.int64)
-        np.cumsum(self._offsets[image_indices + 1] - self._offsets[image_indices], out=offsets[1:])
-        vectors = np.empty((int(offsets[-1]), self.dimension), np.float32)
-        bounds = offsets.tolist()
-        for image, begin, end in zip(image_indices.tolist(), bounds, bounds[1:], strict=False):
-            number, row = self._places.locate(image)
-            segment = self._segments[number]
-            segment.vectors.read_into(vectors[begin:end], int(segment.offsets[row]))
-        return vectors, offsets
+        first = self._offsets[image_indices]
+        counts = self._offsets[image_indices + 1] - first
+        return self._read_vectors(first, counts), np.concatenate([[0], np.cumsum(counts)])
+
+    def vectors_of_objects(self, object_ids: np.ndarray) -> np.ndarray:
+        """Read the vectors of some objects.
+
+        Args:
+            object_ids: (N,) integers in [0, O).
+
+        Returns:
+            (N, D) float32, L2-normalised.
+        """
+        return self._read_vectors(object_ids, np.ones(len(object_ids), np.int64))
+
+    def _read_vectors(self, first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Read runs of neighbouring objects, none of which goes beyond an image."""
+        vectors = np.empty((int(counts.sum()), self.dimension), np.float32)
+        numbers, rows = self._object_places.locate(first)
+        read_pieces(self._vectors, numbers, rows, counts, vectors)
+        return vectors
 
     def vector_chunks(self, first: int = 0) -> VectorChunks:
         """The vectors of all objects from object ``first`` on, in their order, piece by piece."""
