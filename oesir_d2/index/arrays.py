@@ -156,7 +156,7 @@ def read_pieces(
         return
     row_bytes = out.strides[0]
     ends = (np.cumsum(counts) * row_bytes).tolist()
-    content = memoryview(out).cast("B")
+    content = out.data.cast("B")
     buffers = [content[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     array_of_piece = numbers.tolist()
     used = sorted({*array_of_piece})

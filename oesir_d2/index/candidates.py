@@ -29,8 +29,8 @@ class Candidates:
 
     Attributes:
         images: (C,) int64, ascending.
-        bounds: (Q, C) float32: for a settled image, upper bounds of its best-pair scores but for ``SLACK``; for another,
-            what the engine says of them; for a scored one, the scores.
+        bounds: (Q, C) float32: for a scored image its best-pair scores, for a settled one upper bounds of them but for
+            ``SLACK``, for another what the engine says of them.
         frontier: (Q,) float32: the same of an image that was not fetched.
         is_settled: (C,) bool.
         is_scored: (C,) bool; such an image is settled, too.

@@ -17,12 +17,10 @@ from .ranking import Ranking
 EXPLAINERS = 32
 """The image that explains a query away is chosen among so many that are best by the aggregate."""
 
-# Images scored at once: mostly the first of them is the one.
+# Images scored at once where all bounds hold: mostly the first of them is the one.
 _BATCH_IMAGES = 4
 # If that many do not decide, all are scored.
 _LARGEST_EFFORT = 12
-# By so much an approximate engine may be wrong about the mean of an image's best pairs.
-_ERROR_OF_MEAN = 0.1
 
 
 def choose_explainer(similar: Ranked, weights: np.ndarray) -> Ranked:
@@ -42,37 +40,38 @@ def choose_explainer(similar: Ranked, weights: np.ndarray) -> Ranked:
     return Ranked(similar.images[one], similar.scores[one], similar.best_pairs[one])
 
 
-def find_explainer(candidates: Candidates, ranking: Ranking, weights: np.ndarray, is_exact: bool) -> int | None:
-    """Find what ``choose_explainer`` would choose without scoring them all, if that can be told.
-
-    What an image explains is bounded from above by what was fetched of it. The images are scored in the order of these
-    bounds, until one explains more than any other can.
+def find_contenders(candidates: Candidates, ranking: Ranking, weights: np.ndarray, is_exact: bool) -> np.ndarray | None:
+    """Find the few images that ``choose_explainer`` has to choose from, if that can be told with little effort.
 
     Args:
         candidates: what was fetched.
         ranking: of the candidates, for ``EXPLAINERS`` images, without a shift.
         weights: see ``choose_explainer``.
-        is_exact: whether the choice must be certain; else the images that the engine finds best are chosen from.
+        is_exact: whether the right one must certainly be among them.
 
     Returns:
-        The image; None if another may be the right one.
+        (n,) int64 images, all among the ``EXPLAINERS`` best; None if it cannot be told.
     """
     likely = ranking.find_likely(is_exact)
     if likely is None:
         return None
-    error = 2 * SLACK if is_exact else _ERROR_OF_MEAN
     weights = weights.astype(np.float32)
+    if not is_exact:
+        # What the engine missed of an image is in no bound, so all are scored.
+        candidates.score(likely)
+        likely = likely[ranking.are_best(likely)]
+        explained = weights @ candidates.bounds[:, likely]
+        return candidates.images[likely[explained >= explained.max() - 2 * SLACK]]
+    # By the bounds, until some explain more than any other can.
     explained = weights @ candidates.bounds[:, likely]
     order = np.argsort(-explained)
     for end in range(_BATCH_IMAGES, _LARGEST_EFFORT + 1, _BATCH_IMAGES):
-        batch = order[end - _BATCH_IMAGES : end]
+        batch, others = order[end - _BATCH_IMAGES : end], order[end:]
         candidates.score(likely[batch])
         explained[batch] = weights @ candidates.bounds[:, likely[batch]]
-        scored = order[:end]
-        chosen = int(scored[explained[scored].argmax()])
-        most = float(explained[chosen])
-        others = explained[scored[scored != chosen]].max(initial=-np.inf)
-        if most > max(explained[order[end:]].max(initial=-np.inf) + error, others + 2 * SLACK):
-            place = int(likely[chosen])
-            return int(candidates.images[place]) if ranking.is_surely_best(place) else None
+        least = explained[order[:end]].max() - 2 * SLACK
+        if least > explained[others].max(initial=-np.inf):
+            places = likely[explained >= least]
+            are_best = all(ranking.is_surely_best(place) for place in places.tolist())
+            return candidates.images[places] if are_best else None
     return None

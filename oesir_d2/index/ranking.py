@@ -76,6 +76,13 @@ class Ranking:
         likely = np.flatnonzero(self.upper >= lowest)
         return None if lowest <= self.bound_of_others or len(likely) > 2 * self._wanted else likely
 
+    def are_best(self, places: np.ndarray) -> np.ndarray:
+        """(n,) bool: which of some scored candidates can be the best of them."""
+        self._take_scored(places)
+        self.upper[places] = self._bound(places)
+        best: np.ndarray = self.upper[places] >= _kth_largest(self._lower[places], self._wanted)
+        return best
+
     def is_surely_best(self, place: int) -> bool:
         """Whether a scored candidate is among the best, whatever the scores of those that are not scored."""
         [lower] = self._aggregate(self._candidates.bounds[:, [place]], np.float32(-SLACK))

@@ -32,7 +32,7 @@ from ..structures import ImageEmbeddings
 from .aggregate import Aggregator, get_aggregator
 from .candidates import Candidates
 from .exact_scores import ExactScores, Ranked, RecentVectors, round_scores
-from .explainer import EXPLAINERS, choose_explainer, find_explainer
+from .explainer import EXPLAINERS, choose_explainer, find_contenders
 from .object_index import ObjectIndex
 from .ranking import Ranking
 from .reader import EmbeddingIndex
@@ -200,10 +200,10 @@ class _QuerySearch:
         no_shift = np.zeros(len(weights))
         candidates = self._fetch(max(self._first_fetch, 4 * EXPLAINERS))
         ranking = Ranking(candidates, aggregator, no_shift, EXPLAINERS, self._error)
-        image = find_explainer(candidates, ranking, weights, self._is_exact)
-        if image is not None:
-            return self.exact_scores.rank(np.array([image]), aggregator, no_shift, 1)
-        return choose_explainer(self.rank(EXPLAINERS, aggregator, no_shift), weights)
+        contenders = find_contenders(candidates, ranking, weights, self._is_exact)
+        if contenders is None:
+            return choose_explainer(self.rank(EXPLAINERS, aggregator, no_shift), weights)
+        return choose_explainer(self.exact_scores.rank(contenders, aggregator, no_shift, EXPLAINERS), weights)
 
     def rank(self, top_k: int, aggregator: Aggregator, shift: np.ndarray) -> Ranked:
         """The ``top_k`` best images by the aggregate of their best-pair scores less a shift (Q,)."""
@@ -221,7 +221,7 @@ class _QuerySearch:
             finalists = ranking.score(None if self._is_exact else _PATIENCE)
             is_certain = self._is_exhausted or ranking.lowest > ranking.bound_of_others
             fetch = self._fetched * (_FETCH_GROWTH if self._is_exact else _APPROXIMATE_GROWTH)
-            is_enough = fetch > self._largest_fetch or np.array_equal(finalists, before)
+            is_enough = fetch > self._largest_fetch or (before is not None and np.array_equal(finalists, before))
             if is_certain or (is_enough and not self._is_exact):
                 return self.exact_scores.rank(finalists, aggregator, shift, wanted)
             before = finalists
