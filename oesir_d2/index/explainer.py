@@ -21,6 +21,8 @@ EXPLAINERS = 32
 _BATCH_IMAGES = 4
 # If that many do not decide, all are scored.
 _LARGEST_EFFORT = 12
+# By so much the mean of an image's best pairs may be higher than an engine's codes let expect.
+_ERROR_OF_MEAN = 0.15
 
 
 def choose_explainer(similar: Ranked, weights: np.ndarray) -> Ranked:
@@ -57,7 +59,10 @@ def find_contenders(candidates: Candidates, ranking: Ranking, weights: np.ndarra
         return None
     weights = weights.astype(np.float32)
     if not is_exact:
-        # What the engine missed of an image is in no bound, so all are scored.
+        # An engine with exact scores misses objects, which is in no bound; one with codes is inexact mostly by these.
+        if not candidates.is_settled.all():
+            explained = weights @ candidates.bounds[:, likely]
+            likely = likely[explained >= explained.max() - _ERROR_OF_MEAN]
         candidates.score(likely)
         likely = likely[ranking.are_best(likely)]
         explained = weights @ candidates.bounds[:, likely]

@@ -29,6 +29,7 @@ class Ranking:
         score_error: by how much a score of the engine may lie below the inner product that it stands for; >= 0.
 
     Attributes:
+        lowest: what the score of another image must reach to be among the best.
         upper: (C,) float32, upper bounds of the candidates' scores; of what is not settled, within the engine's error.
     """
 
@@ -43,12 +44,8 @@ class Ranking:
         self.upper = self._bound(slice(None))
         # (C,): lower bounds of the scores, of what was scored.
         self._lower = np.full(len(candidates.images), -np.inf, np.float32)
+        self.lowest = -np.inf
         self._take_scored(np.flatnonzero(candidates.is_scored))
-
-    @property
-    def lowest(self) -> float:
-        """What the score of another image must reach to be among the best."""
-        return _kth_largest(self._lower[self._candidates.is_scored], self._wanted)
 
     @property
     def bound_of_others(self) -> float:
@@ -102,20 +99,18 @@ class Ranking:
             if not is_fruitful:
                 return
 
-    def score(self, patience: int | None = None) -> np.ndarray:
+    def score(self, at_least: int = 1, patience: int | None = None) -> np.ndarray:
         """Score the settled candidates that can be among the best.
 
         Args:
+            at_least: images to score first, if they can be.
             patience: give up when so many batches in a row brought no image among the best; None never does.
 
         Returns:
             (F,) int64, the images that can be: ``wanted``, if there are so many, and those about as good as the last.
         """
         candidates = self._candidates
-        size, fruitless = min(self._wanted, _LARGEST_BATCH), 0
-        if patience is not None:
-            # An engine that misses objects says too little of some images.
-            size = max(size, _BATCH_IMAGES)
+        size, fruitless = min(max(self._wanted, at_least), _LARGEST_BATCH), 0
         while fruitless != patience:
             is_open = candidates.is_settled & ~candidates.is_scored & (self.upper >= self.lowest)
             batch = self._best(is_open, size)
@@ -132,6 +127,7 @@ class Ranking:
     def _take_scored(self, places: np.ndarray) -> None:
         if len(places):
             self._lower[places] = self._aggregate(self._candidates.bounds[:, places], np.float32(-SLACK))
+            self.lowest = _kth_largest(self._lower[self._candidates.is_scored], self._wanted)
 
     def _bound(self, places: np.ndarray | slice) -> np.ndarray:
         """(n,) upper bounds of the scores of candidates."""

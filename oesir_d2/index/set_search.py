@@ -45,10 +45,12 @@ FIRST_FETCH = 128
 _FETCH_GROWTH = 8
 # To fetch a larger share of the objects takes longer than to score all images.
 _LARGEST_FETCH = 1 / 64
-# The same for an approximate object index: how much more, up to how much, and after how many fruitless batches.
+# The same for an approximate object index: how much more, up to how much, after how many fruitless
+# batches candidates are left, and how many images are scored before.
 _APPROXIMATE_GROWTH = 4
 _LARGEST_APPROXIMATE_FETCH = 4096
 _PATIENCE = 1
+_SCORED_AT_LEAST = 32
 
 
 class SetSearcher:
@@ -187,6 +189,8 @@ class _QuerySearch:
         self._is_exact = getattr(object_index, "is_exact", True)
         self._error = 0.0 if self._is_exact else float(getattr(object_index, "score_error", 0.0))
         self._has_exact_scores = self._is_exact or getattr(object_index, "has_exact_scores", False)
+        # Where scores are exact but objects were missed, too little is said of some images.
+        self._at_least = _SCORED_AT_LEAST if self._has_exact_scores else 1
         share = len(object_index) * _LARGEST_FETCH
         self._largest_fetch = share if self._is_exact else min(_LARGEST_APPROXIMATE_FETCH, len(object_index))
         self._candidates: Candidates | None = None
@@ -218,7 +222,7 @@ class _QuerySearch:
             candidates = self._fetch(fetch)
             ranking = Ranking(candidates, aggregator, shift, wanted, self._error)
             ranking.settle()
-            finalists = ranking.score(None if self._is_exact else _PATIENCE)
+            finalists = ranking.score() if self._is_exact else ranking.score(self._at_least, _PATIENCE)
             is_certain = self._is_exhausted or ranking.lowest > ranking.bound_of_others
             fetch = self._fetched * (_FETCH_GROWTH if self._is_exact else _APPROXIMATE_GROWTH)
             is_enough = fetch > self._largest_fetch or (before is not None and np.array_equal(finalists, before))
