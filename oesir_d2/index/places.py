@@ -17,6 +17,7 @@ from .records import ImageRecord
 from .segments import Segment
 
 _OBJECTS_PER_MARK = 16
+_MARKS_AT_ONCE = 4096
 
 
 class ImagePlaces(Sequence[ImageRecord]):
@@ -79,9 +80,12 @@ class ObjectOwners:
 
     def __init__(self, offsets: np.ndarray) -> None:
         self._offsets = offsets
-        # The owner of every 16th object: a quarter of a byte an object.
-        marks = np.arange(0, offsets[-1], _OBJECTS_PER_MARK)
-        self._marks = (np.searchsorted(offsets, marks, side="right") - 1).astype(np.uint32)
+        # The owner of every 16th object: a quarter of a byte an object. Made piece by piece, to take no more.
+        self._marks = np.empty(-(-int(offsets[-1]) // _OBJECTS_PER_MARK), np.uint32)
+        for start in range(0, len(self._marks), _MARKS_AT_ONCE):
+            part = self._marks[start : start + _MARKS_AT_ONCE]
+            objects = np.arange(start, start + len(part)) * _OBJECTS_PER_MARK
+            part[:] = np.searchsorted(offsets, objects, side="right") - 1
 
     def find(self, object_ids: np.ndarray) -> np.ndarray:
         """The images, int64, of objects of any shape."""

@@ -36,8 +36,14 @@ class EmbeddingIndex:
         self._lease = lease
         self._vectors = [segment.vectors for segment in segments]
         self._places = ImagePlaces(segments, [info.superseded for info in manifest.segments])
-        counts = [np.delete(np.diff(s.offsets), i.superseded) for s, i in zip(segments, manifest.segments, strict=True)]
-        self._offsets = np.concatenate([[0], *counts]).cumsum(dtype=np.int64)
+        # Filled segment by segment: what a whole copy takes would stay with the process.
+        self._offsets = np.zeros(len(self._places) + 1, np.int64)
+        filled = 0
+        for segment, info in zip(segments, manifest.segments, strict=True):
+            ends = self._offsets[filled + 1 : filled + 1 + len(segment.records) - len(info.superseded)]
+            np.cumsum(np.delete(np.diff(segment.offsets), info.superseded), out=ends)
+            ends += self._offsets[filled]
+            filled += len(ends)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], model_info: EmbeddingModelInfo | None = None) -> EmbeddingIndex:
@@ -95,6 +101,11 @@ class EmbeddingIndex:
     def num_objects(self) -> int:
         """O, the number of region embeddings."""
         return int(self._offsets[-1])
+
+    @cached_property
+    def num_findable(self) -> int:
+        """The number of images that have regions: another has nothing to be found by."""
+        return int(np.count_nonzero(self._offsets[1:] != self._offsets[:-1]))
 
     @cached_property
     def _owners(self) -> ObjectOwners:

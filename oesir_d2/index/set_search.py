@@ -211,11 +211,11 @@ class _QuerySearch:
 
     def rank(self, top_k: int, aggregator: Aggregator, shift: np.ndarray) -> Ranked:
         """The ``top_k`` best images by the aggregate of their best-pair scores less a shift (Q,)."""
-        # An image without any region has nothing to be found by.
-        findable = np.diff(self._index.offsets) > 0
-        wanted = min(top_k, int(np.count_nonzero(findable)))
-        if wanted == 0 or (self._is_exact and wanted == np.count_nonzero(findable)):
-            return self.exact_scores.rank(np.flatnonzero(findable), aggregator, shift, wanted)
+        num_findable = self._index.num_findable
+        wanted = min(top_k, num_findable)
+        if wanted == 0 or (self._is_exact and wanted == num_findable):
+            findable = np.flatnonzero(np.diff(self._index.offsets))
+            return self.exact_scores.rank(findable, aggregator, shift, wanted)
         fetch = max(self._first_fetch, 4 * wanted)
         before: np.ndarray | None = None
         while True:
