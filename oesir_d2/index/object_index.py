@@ -32,8 +32,8 @@ class ObjectIndex(Protocol):
         is_exact: bool. False says that it misses objects or that its scores are not inner products: then set search
             does not fall back on scoring all images. Without it an engine counts as exact.
         has_exact_scores: bool: whether the scores are inner products though objects are missed; False without it.
-        score_error: float >= 0: by how much a score may lie below the inner product, for 98 of 100 objects; 0 if
-            there is none.
+        score_error: float >= 0: by how much a score may lie below the inner product, for 995 of 1,000 objects; 0
+            if there is none.
         first_fetch: int or None: objects a query region with which a search does well to begin.
     """
 

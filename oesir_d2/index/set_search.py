@@ -11,7 +11,7 @@ the threshold algorithm of Fagin, Lotem and Naor (PODS 2001), and it is exact as
 
 An approximate object index misses objects, and its scores may be off. What is returned is scored exactly all the same,
 but never by looking at all images. The pairs of the most promising images are scored first, a vector a pair; a score of
-the engine counts as bound after the error that 98 % of them keep to was added to it. Only the images that are then
+the engine counts as bound after the error that 99.5 % of them keep to was added to it. Only the images that are then
 among the best are compared as a whole. Candidates are left when a batch of them brought nothing. More is fetched until
 k images are certain by such bounds, a larger fetch changed nothing, or there is no more to fetch.
 

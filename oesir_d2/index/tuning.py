@@ -30,7 +30,7 @@ _QUERIES = 64
 _FETCHES = (64, 128, 256, 512)
 _PROBES = (4, 8, 16, 32, 64, 128, 256)
 # Of the scores, in which share the error may be larger than what a bound allows for.
-_ERROR_QUANTILE = 0.98
+_ERROR_QUANTILE = 0.995
 
 
 def tune_object_index(index_path: Path, budget: Budget, factory: str | None = None) -> StoredObjectIndex:
@@ -105,20 +105,20 @@ def _best_parameters(
     name = "nprobe" if faiss.try_extract_index_ivf(faiss_index) is not None else "efSearch" if "HNSW" in factory else ""
     ladder = [f"{name}={value}" for value in _PROBES] if name else [""]
     error = _score_error(index, faiss_index, queries, ladder[-1])
-    found: list[tuple[bool, float, float, str, int]] = []
+    found: list[tuple[float, float, str, int]] = []
     for fetch in _FETCHES:
         for parameters in ladder:
             set_parameters(faiss_index, parameters)
             searcher = SetSearcher(index, FaissObjectIndex(faiss_index, fetch, error))
-            recall, seconds = _measure(searcher, queries)
-            found.append((recall >= wanted, recall, seconds, parameters, fetch))
-            if recall >= wanted:
+            found.append((*_measure(searcher, queries), parameters, fetch))
+            if found[-1][0] >= wanted:
                 break  # more probes only take longer
-        if found[-1][0]:
+        if found[-1][0] >= wanted:
             break
-    is_enough = [entry for entry in found if entry[0]]
-    best = min(is_enough, key=lambda entry: entry[2]) if is_enough else max(found, key=lambda entry: entry[1])
-    return StoredObjectIndex("", factory, best[3], best[4], error, "", 0, 0, 0, "", {})
+    best_recall = max(recall for recall, *_ in found)
+    least = next(recall for recall in (wanted, budget.min_recall, best_recall) if recall <= best_recall)
+    _, _, parameters, fetch = min((entry for entry in found if entry[0] >= least), key=lambda entry: entry[1])
+    return StoredObjectIndex("", factory, parameters, fetch, error, "", 0, 0, 0, "", {})
 
 
 def _measure(searcher: SetSearcher, queries: list[_Query]) -> tuple[float, float]:
