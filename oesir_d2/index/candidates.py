@@ -20,6 +20,7 @@ SLACK = 1e-5
 
 LOWEST_SCORE = -1.0
 """No inner product of unit vectors is lower: the score of what an object index did not find."""
+
 # Images scored in one matrix product, where all are: 10 MB of vectors.
 _CHUNK_IMAGES = 1024
 

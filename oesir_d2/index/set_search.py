@@ -202,6 +202,8 @@ class _QuerySearch:
         areas = np.prod(self._query.boxes[:, 2:] - self._query.boxes[:, :2], axis=1, dtype=np.float64)
         weights = areas / areas.sum()
         no_shift = np.zeros(len(weights))
+        if self._index.num_findable == 0:
+            return self.rank(EXPLAINERS, aggregator, no_shift)
         candidates = self._fetch(max(self._first_fetch, 4 * EXPLAINERS))
         ranking = Ranking(candidates, aggregator, no_shift, EXPLAINERS, self._error)
         contenders = find_contenders(candidates, ranking, weights, self._is_exact)
