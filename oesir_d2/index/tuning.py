@@ -124,14 +124,14 @@ def _best_parameters(
 def _measure(searcher: SetSearcher, queries: list[_Query]) -> tuple[float, float]:
     """Recall at 10, the query's own photo left out, and the median of the seconds a query."""
     recalls, seconds = [], []
-    images = searcher.index.images
+    wanted = min(TOP_K, searcher.index.num_findable - 1)
     for query in queries:
         start = time.perf_counter()
         results = searcher.search(query.embeddings, TOP_K + 1)
         seconds.append(time.perf_counter() - start)
         others = [result for result in results if result.image_id != query.embeddings.image_id][:TOP_K]
-        wanted = max(1, min(TOP_K, len(images) - 1))
-        recalls.append(min(1.0, sum(result.score >= query.tenth_score - 1e-5 for result in others) / wanted))
+        found = sum(result.score >= query.tenth_score - 1e-5 for result in others)
+        recalls.append(min(1.0, found / wanted) if wanted else 1.0)
     return float(np.mean(recalls)), float(np.median(seconds))
 
 
@@ -160,7 +160,7 @@ def _tenth_scores(index: EmbeddingIndex, queries: list[tuple[int, ImageEmbedding
         columns = owners[starts]
         best[:, columns] = np.maximum(best[:, columns], of_images.T)
     best[np.arange(len(queries)), [image for image, _ in queries]] = -np.inf
-    wanted = max(1, min(TOP_K, best.shape[1] - 1))
+    wanted = max(1, min(TOP_K, index.num_findable - 1))
     return [float(np.partition(scores, -wanted)[-wanted]) for scores in best]
 
 
@@ -178,7 +178,8 @@ def _score_error(index: EmbeddingIndex, faiss_index: faiss.Index, queries: list[
             exact = index.vectors_of_objects(found) @ vector
             nearest = np.argsort(-exact)[:TOP_K]
             errors.append(exact[nearest] - row[nearest])
-    return max(0.0, round(float(np.quantile(np.concatenate(errors), _ERROR_QUANTILE)), 6))
+    all_errors = np.concatenate(errors)
+    return max(0.0, round(float(np.quantile(all_errors, _ERROR_QUANTILE)), 6)) if len(all_errors) else 0.0
 
 
 def _shorten(query: ImageEmbeddings) -> ImageEmbeddings:

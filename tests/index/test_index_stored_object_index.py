@@ -154,6 +154,13 @@ def test_a_reader_goes_on_when_the_object_index_is_replaced(path):
     assert answers(index, mapped) == expected
 
 
+@pytest.mark.parametrize("photos", [1, 2, 5])
+def test_an_index_of_few_photos_can_be_tuned(tmp_path, photos):
+    add(tmp_path / "index", 0, photos)
+    stored = tune_object_index(tmp_path / "index", Budget(min_recall=1))
+    assert (stored.factory, stored.measured["recall_at_10"]) == ("Flat", 1.0)
+
+
 def plan_bytes(factory):
     return next(plan.bytes for plan in plan_object_indexes(PHOTOS, 5 * PHOTOS, 32, Budget()) if plan.factory == factory)
 
