@@ -53,7 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     made_up = parser.add_argument_group("search and build")
     made_up.add_argument("--sizes", type=whole_number(1), nargs="+", default=SIZES, metavar="N", help="objects")
     made_up.add_argument(
-        "--factories", nargs="+", default=["Flat"], metavar="F", help='such as "IVF1024,Flat nprobe=16"'
+        "--factories",
+        nargs="+",
+        default=["Flat"],
+        metavar="F",
+        help='such as "IVF1024,Flat nprobe=16"; search also "stored": what index.py tune left in OUTPUT/index-N',
     )
     made_up.add_argument("--dimension", type=whole_number(1), default=256, metavar="D", help="of an embedding")
     made_up.add_argument("--photo-regions", type=whole_number(1), default=10, metavar="N", help="objects a photo")

@@ -68,6 +68,11 @@ def resident_bytes() -> int:
     return _read_status("VmRSS")
 
 
+def resident_parts() -> tuple[int, int]:
+    """Resident memory of this process: its own, and that of mapped files, which others may share."""
+    return _read_status("RssAnon"), _read_status("RssFile")
+
+
 def _read_status(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):

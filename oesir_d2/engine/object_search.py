@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from oesir_d2.index import EmbeddingIndex, ObjectIndex
 from oesir_d2.index.milvus_connection import MilvusConnection, MilvusSettings, parse_params
-from oesir_d2.index.milvus_object_index import MilvusObjectIndex, open_milvus_index, stored_settings
+from oesir_d2.index.milvus_note import stored_settings
+from oesir_d2.index.milvus_object_index import MilvusObjectIndex, open_milvus_index
 from oesir_d2.index.stored_object_index import open_object_index, refresh_object_index
 
 BACKENDS = ("faiss", "milvus")

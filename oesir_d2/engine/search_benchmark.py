@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from oesir_d2.engine.kept_results import hash_json, read_kept, write_kept
-from oesir_d2.engine.measured_process import run_measured
+from oesir_d2.engine.measured_process import resident_parts, run_measured
 from oesir_d2.engine.synthetic_index import build_synthetic_index, make_queries
 from oesir_d2.evaluation.synthetic_embeddings import SyntheticWorld
 from oesir_d2.index import EmbeddingIndex, SetSearcher, build_object_index
@@ -63,8 +63,8 @@ def benchmark_search(
     Args:
         sizes: objects.
         factories: FAISS factory strings, each with search parameters after a space if it has any, such as
-            "IVF1024,Flat nprobe=16"; "stored" for the object index that the index folder has. "Flat" is measured in
-            any case: the others are compared with its results.
+            "IVF1024,Flat nprobe=16"; "stored" for the object index that the index folder has, with its own parameters
+            or others. "Flat" is measured in any case: the others are compared with its results.
         options: see there.
         folder: for indexes and results.
         keep_indexes: leave the indexes there.
@@ -112,7 +112,9 @@ def measure_search(
     Returns:
         ``factory``, ``objects``, ``threads``, ``clock``: with one thread all times are processor times, which a busy
         machine does not spoil, with more of them wall times; ``found``: image ids by query; ``recall``: the share of
-        the exact results that were found; ``build_seconds``, ``bytes_per_object`` of the object index; ``ms`` a query
+        the exact results that were found; ``build_seconds``, ``bytes_per_object`` of the object index;
+        ``anonymous_bytes`` and ``mapped_bytes``: by how much the process's resident memory has grown when everything
+        is open and all queries were answered, its own and that of mapped files; ``ms`` a query
         and ``ms_p90``, its 90th percentile; ``faiss_ms``: FAISS alone for the same raw vectors at the same fetch;
         ``ratio``: the median of their quotients; ``fetch``: median of the largest fetch that a query needed;
         ``batch_ms``: a query, if the regions of all queries are searched at once; ``batch_faiss_ms``, ``batch_ratio``:
@@ -120,16 +122,18 @@ def measure_search(
     """
     clock = _clock()
     factory, _, parameters = spec.partition(" ")
+    is_stored = factory == STORED
+    before = resident_parts()
     index = EmbeddingIndex.open(index_path)
     start = clock()
-    if spec == STORED:
+    if is_stored:
         objects = open_object_index(index)
     else:
         objects = build_object_index(factory, index.dimension, index.vector_chunks(), index.num_objects)
-        set_parameters(objects.faiss_index, parameters)
+    set_parameters(objects.faiss_index, parameters)
     build_seconds = clock() - start
     # Codes that are mapped from a file would not be written into another.
-    stored = index.manifest.fresh_object_index() if spec == STORED else None
+    stored = index.manifest.fresh_object_index() if is_stored else None
     size = stored.bytes if stored else _count_bytes(objects.faiss_index)
     recorder = _Recorder(objects)
     searcher = SetSearcher(index, recorder, options.first_fetch or None)
@@ -145,6 +149,7 @@ def measure_search(
         found.append(search(query))
         # So few objects are scored all, without a fetch.
         fetches.append(recorder.largest or FIRST_FETCH)
+    anonymous, mapped = (after - earlier for after, earlier in zip(resident_parts(), before, strict=True))
     times, faiss_times = [], []
     for turn in range(options.repetitions):
         for query, fetch in zip(queries, fetches, strict=True):
@@ -168,6 +173,8 @@ def measure_search(
         "recall": 1.0 if truth is None else _recall(found, truth),
         "build_seconds": build_seconds,
         "bytes_per_object": size / index.num_objects,
+        "anonymous_bytes": anonymous,
+        "mapped_bytes": mapped,
         "ms": 1000 * statistics.median(times),
         "ms_p90": 1000 * float(np.percentile(times, 90)),
         "faiss_ms": 1000 * statistics.median(faiss_times),

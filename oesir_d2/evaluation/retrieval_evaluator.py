@@ -8,7 +8,6 @@ no more than what its figures need. Search is that of the tools, so the figures 
 from __future__ import annotations
 
 import logging
-import tempfile
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from oesir_d2.evaluation.embedding_store import EmbeddingStore
 from oesir_d2.evaluation.metrics import mean_average_precision, recall_at_k
 from oesir_d2.evaluation.pair_metrics import micro_average_precision, recall_at_precision
 from oesir_d2.evaluation.revisited import average_figures, collect_revisited_queries, score_ranking
+from oesir_d2.evaluation.scratch_folder import make_scratch_folder
 from oesir_d2.evaluation.splice_protocol import Splices, evaluate_splice_retrieval
 from oesir_d2.evaluation.splice_roles import collect_splices
 from oesir_d2.evaluation.tie_order import order_ties_against
@@ -83,7 +83,7 @@ class RetrievalEvaluator(DatasetEvaluator):
         """The figures, in percent, from what :meth:`judge` kept of each query, in their order."""
 
     def reset(self) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix=".tmp-evaluation-", dir=self._folder)
+        self._temporary = make_scratch_folder(self._folder)
         self._stores = {role: EmbeddingStore(Path(self._temporary.name) / role) for role in ("query", "database")}
         self._unreadable: list[str] = []
 

@@ -1,6 +1,7 @@
 """The index: an on-disk collection of region embeddings, and exact search for images in it. numpy and FAISS only."""
 
 from .aggregate import AGGREGATORS, get_aggregator, register_aggregator
+from .budget import Budget
 from .compatibility import EmbeddingModelInfo
 from .manifest import Manifest, SegmentInfo, check_compatible
 from .object_index import FaissObjectIndex, ObjectIndex, build_object_index, check_factory
@@ -12,7 +13,7 @@ from .score_normalization import compute_background_scores, normalize_scores
 from .set_search import SetSearcher
 from .skipped import SkippedFile, SkippedFiles, read_skipped
 from .stored_object_index import object_index_path, open_object_index, refresh_object_index
-from .tuning import Budget, tune_object_index
+from .tuning import tune_object_index
 from .verification import find_damage
 from .writer import IndexWriter
 

@@ -10,6 +10,7 @@ import math
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +26,12 @@ class ReadFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Valid as long as this object is held.
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer with the bytes from ``offset`` on.
@@ -38,7 +40,7 @@ class ReadFile:
             ValueError: if the file ends before.
         """
         while buffer:
-            count = os.preadv(self._descriptor, [buffer], offset)
+            count = os.preadv(self.descriptor, [buffer], offset)
             if count == 0:
                 raise ValueError(f"{self._path} is truncated: it ends at byte {offset}")
             buffer, offset = buffer[count:], offset + count
@@ -133,6 +135,46 @@ class StoredArray:
     def map(self) -> np.ndarray:
         """Memory-map the whole array, read-only; the file is open as long as the map or a slice of it lives."""
         return np.memmap(self.path, self.dtype, mode="r", offset=self.data_offset, shape=self.shape)
+
+
+def read_pieces(
+    arrays: Sequence[StoredArray], numbers: np.ndarray, starts: np.ndarray, counts: np.ndarray, out: np.ndarray
+) -> None:
+    """Read many short pieces of several arrays into one array, one after the other; a call of the system each.
+
+    Args:
+        arrays: of one dtype, with rows of one shape.
+        numbers: (P,) integers: which array each piece is of.
+        starts: (P,) integers: the first row of each piece.
+        counts: (P,) integers: rows of each piece.
+        out: as many rows as all pieces have, contiguous; filled.
+
+    Raises:
+        ValueError: if a file has become shorter.
+    """
+    if out.size == 0:
+        return
+    row_bytes = out.strides[0]
+    ends = (np.cumsum(counts) * row_bytes).tolist()
+    content = out.data.cast("B")
+    buffers = [content[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    array_of_piece = numbers.tolist()
+    used = sorted({*array_of_piece})
+    for begin in range(0, len(used), _OPEN_FILES):
+        group = used[begin : begin + _OPEN_FILES]
+        # Held until all is read: else another thread could close them.
+        files = {number: open_file(arrays[number].path, arrays[number].state) for number in group}
+        pieces = [piece for piece, number in enumerate(array_of_piece) if number in files]
+        of_pieces = [array_of_piece[piece] for piece in pieces]
+        offsets = [arrays[number].data_offset for number in of_pieces] + starts[pieces] * row_bytes
+        wanted = [buffers[piece] for piece in pieces]
+        descriptors = [files[number].descriptor for number in of_pieces]
+        # In one expression, since a few hundred reads are most of the time of a search beside the engine's.
+        done = list(map(os.preadv, descriptors, zip(wanted, strict=True), offsets.tolist()))
+        for place, count in enumerate(done):
+            if count != len(wanted[place]):
+                rest, offset = wanted[place][count:], int(offsets[place]) + count
+                files[of_pieces[place]].read_into(rest, offset)
 
 
 def write_array(path: Path, array: np.ndarray) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,10 @@ _LITE_CONNECT_SECONDS = 120.0
 
 # milvus-lite takes pings more often than every five minutes for an attack; a long search is no attack.
 _GRPC_OPTIONS = {"grpc.keepalive_time_ms": 600_000}
+
+
+class UnreadableDatabaseError(ValueError):
+    """A database of milvus-lite, open nowhere else, that it cannot read."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class MilvusConnection:
     Raises:
         ValueError: if the extra "scale" is missing, the server does not answer or refuses the token, or the path is
             something else than a database of milvus-lite, or another process has it open.
+        UnreadableDatabaseError: if milvus-lite cannot read its database.
     """
 
     def __init__(self, settings: MilvusSettings) -> None:
@@ -132,6 +137,21 @@ class MilvusConnection:
             reason = details() if callable(details) else error
             raise ValueError(f"Milvus at {self.settings.uri}: {_first_line(reason)}") from error
 
+    def load(self, collections: Iterable[str]) -> None:
+        """Load those of some collections that are there.
+
+        Raises:
+            UnreadableDatabaseError: if it is milvus-lite's, and damaged.
+            ValueError: if a server does not load it.
+        """
+        for name in collections:
+            try:
+                with self.naming_errors():
+                    if self.client.has_collection(name):
+                        self.client.load_collection(name)
+            except ValueError as error:
+                raise UnreadableDatabaseError(str(error)) if self.is_embedded else error from error
+
     def _stop_lite(self) -> None:
         if self._path is not None:
             from milvus_lite.server_manager import server_manager_instance
@@ -178,16 +198,21 @@ def _start_lite(path: Path) -> str:
         logger.removeHandler(reasons)
         logger.propagate = propagate
     if uri is None:
-        raise ValueError(f"milvus-lite cannot open {path}: {reasons.last}")
+        kind = ValueError if reasons.is_locked else UnreadableDatabaseError
+        raise kind(f"milvus-lite cannot open {path}: {reasons.last}")
     return str(uri)
 
 
 class _Reasons(logging.Handler):
     last = "no reason given"
+    is_locked = False
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info and record.exc_info[1]:
+            from milvus_lite.exceptions import DataDirLockedError
+
             self.last = _first_line(record.exc_info[1])
+            self.is_locked = isinstance(record.exc_info[1], DataDirLockedError)
 
 
 def _first_line(error: object) -> str:

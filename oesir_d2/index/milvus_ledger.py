@@ -48,6 +48,11 @@ class LedgerRow:
         return LedgerRow(self.content, "")
 
 
+def ledger_name(collection: str) -> str:
+    """The name of a collection's ledger."""
+    return f"{collection}_segments"
+
+
 class Ledger:
     """The ledger of a collection; see the module.
 
@@ -58,7 +63,7 @@ class Ledger:
     def __init__(self, connection: MilvusConnection) -> None:
         self._connection = connection
         self._client = connection.client
-        self._name = f"{connection.settings.collection}_segments"
+        self._name = ledger_name(connection.settings.collection)
 
     def claim(self, identity: str, model: EmbeddingModelInfo) -> None:
         """Make the ledger for an index, or check that it is of this one and of its model.

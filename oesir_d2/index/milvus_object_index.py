@@ -5,26 +5,20 @@ Shape shorthand: O objects in the index, Q queries, D dimensions, M matches a qu
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import uuid
+import logging
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import replace_file
-from .milvus_connection import MilvusConnection, MilvusSettings
-from .milvus_ledger import Ledger
+from .milvus_connection import MilvusConnection, MilvusSettings, UnreadableDatabaseError
+from .milvus_ledger import Ledger, ledger_name
+from .milvus_note import delete_own_database, identify, note_database, note_settings, stored_settings
 from .milvus_upload import CHECKPOINT_OBJECTS, Uploader
 from .object_keys import ObjectNumbers
 from .reader import EmbeddingIndex
 
-MILVUS_FILE = "milvus.json"
-"""In the index folder: which collection holds its objects. The token is not in it."""
+logger = logging.getLogger(__name__)
 
 LARGEST_FETCH = 16_384
 """Milvus gives so many matches a query at most."""
@@ -117,13 +111,32 @@ def open_milvus_index(
         report: hears of the progress.
         checkpoint_objects: see ``milvus_upload``.
 
+    A database that milvus-lite left cut short when it was killed is made anew, if it lies in the index folder, was made
+    for this index, and holds nothing else.
+
     Raises:
         ValueError: see ``MilvusConnection``; or if the collection was made for another index or model, if Milvus does
             not know the type of index or its parameters, or if the index folder cannot be written to.
     """
-    identity = _identify(index.path)
+    for is_last in (False, True):
+        note_database(index.path, settings)
+        try:
+            return _open(index, settings, report, checkpoint_objects)
+        except UnreadableDatabaseError as error:
+            if is_last or not delete_own_database(index.path, settings):
+                raise
+            logger.warning("%s is damaged and made anew from the index: %s", settings.uri, error)
+    raise AssertionError("the second try returns or raises")
+
+
+def _open(
+    index: EmbeddingIndex, settings: MilvusSettings, report: Report | None, checkpoint_objects: int
+) -> MilvusObjectIndex:
+    """Open the collection of an index, bring it up to date, and note it; see ``open_milvus_index``."""
+    identity = identify(index.path)
     connection = MilvusConnection(settings)
     try:
+        connection.load((ledger_name(settings.collection), settings.collection))
         ledger = Ledger(connection)
         ledger.claim(identity, index.manifest.model)
         if _make_collection(connection, index.dimension, stored_settings(index.path)):
@@ -131,74 +144,11 @@ def open_milvus_index(
         uploader = Uploader(connection, ledger, index, checkpoint_objects)
         total = uploader.objects_to_upload()
         uploader.run(lambda objects: report(objects, total) if report else None)
-        _note_settings(index.path, settings)
+        note_settings(index.path, settings)
         return MilvusObjectIndex(connection, index)
     except BaseException:
         connection.close()
         raise
-
-
-def stored_settings(index_path: str | os.PathLike[str]) -> MilvusSettings | None:
-    """What the collection of an index was opened with last, without the token; None if it has none.
-
-    Raises:
-        ValueError: if the file that says so is damaged.
-    """
-    content = _read_note(Path(index_path))
-    if "uri" not in content:
-        return None
-    try:
-        fields = {name: str(content[name]) for name in ("uri", "collection", "index_type")}
-        params = {name: tuple((str(n), v) for n, v in content[name]) for name in ("index_params", "search_params")}
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(Path(index_path), error) from error
-    settings = MilvusSettings(**fields, **params)  # type: ignore[arg-type]
-    return settings if settings.is_server else replace(settings, uri=str(Path(index_path, settings.uri)))
-
-
-def _identify(index_path: Path) -> str:
-    """What tells an index from others, made up when it is first asked for."""
-    content = _read_note(index_path)
-    if not re.fullmatch("[0-9a-f]{32}", str(content.get("index"))):
-        content["index"] = uuid.uuid4().hex
-        _write_note(index_path, content)
-    return str(content["index"])
-
-
-def _note_settings(index_path: Path, settings: MilvusSettings) -> None:
-    known = _read_note(index_path)
-    content = {"index": known["index"], **vars(settings)}
-    del content["token"]
-    if not settings.is_server:
-        # A database within the index folder goes with it when it moves.
-        database, folder = Path(settings.uri).absolute(), index_path.absolute()
-        content["uri"] = str(database.relative_to(folder) if database.is_relative_to(folder) else database)
-    if json.loads(json.dumps(content)) != known:
-        _write_note(index_path, content)
-
-
-def _read_note(index_path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((index_path / MILVUS_FILE).read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise _damaged(index_path, error) from error
-    if not isinstance(content, dict):
-        raise _damaged(index_path, "it holds no object")
-    return content
-
-
-def _write_note(index_path: Path, content: dict[str, Any]) -> None:
-    path = index_path / MILVUS_FILE
-    try:
-        replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _damaged(index_path: Path, reason: object) -> ValueError:
-    return ValueError(f"{index_path / MILVUS_FILE} is damaged ({reason}); delete it and name another collection")
 
 
 def _make_collection(connection: MilvusConnection, dimension: int, previous: MilvusSettings | None) -> bool:

@@ -13,7 +13,7 @@ from itertools import chain
 import numpy as np
 
 from .manifest import SegmentInfo
-from .milvus_connection import MilvusConnection
+from .milvus_connection import MilvusConnection, UnreadableDatabaseError
 from .milvus_ledger import Ledger, LedgerRow
 from .object_keys import ROW_BITS, counted_rows, end_key, first_key, superseded_rows
 from .reader import EmbeddingIndex
@@ -71,6 +71,7 @@ class Uploader:
 
         Raises:
             ValueError: if Milvus refuses something, or holds other objects in the end.
+            UnreadableDatabaseError: if it is milvus-lite that holds others.
         """
         missing = self._missing()
         for group in self._groups(missing):
@@ -86,7 +87,8 @@ class Uploader:
             self._flush()
             self._ledger.drop(dropped)
         has_worked = bool(missing or changed or dropped)
-        if has_worked:
+        if has_worked or self._connection.is_embedded:
+            # milvus-lite may have gone back to an earlier state after a crash.
             self._check_count()
         return has_worked
 
@@ -162,7 +164,8 @@ class Uploader:
             rows = self._client.query(self._collection, filter="", output_fields=["count(*)"])
         count = rows[0]["count(*)"]
         if count != self._index.num_objects:
-            raise ValueError(
+            kind = UnreadableDatabaseError if self._connection.is_embedded else ValueError
+            raise kind(
                 f"collection {self._collection!r} of Milvus at {settings.uri} holds {count} objects, "
                 f"index {self._index.path} {self._index.num_objects}: something else writes there; drop it"
             )

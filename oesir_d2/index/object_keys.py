@@ -49,8 +49,8 @@ class ObjectNumbers:
         starts, lengths = [], []
         for segment, info in zip(segments, infos, strict=True):
             gaps = np.array(info.superseded, np.int64)
-            begins = segment.offsets[np.append(0, gaps + 1)]
-            ends = segment.offsets[np.append(gaps, len(segment.offsets) - 1)]
+            begins = segment.offsets[np.append(0, gaps + 1)].astype(np.int64)
+            ends = segment.offsets[np.append(gaps, len(segment.offsets) - 1)].astype(np.int64)
             starts.append(begins + first_key(info.name))
             lengths.append(ends - begins)
         keys = np.concatenate([np.empty(0, np.int64), *starts])

@@ -17,6 +17,7 @@ from .records import ImageRecord
 from .segments import Segment
 
 _OBJECTS_PER_MARK = 16
+_MARKS_AT_ONCE = 4096
 
 
 class ImagePlaces(Sequence[ImageRecord]):
@@ -79,9 +80,12 @@ class ObjectOwners:
 
     def __init__(self, offsets: np.ndarray) -> None:
         self._offsets = offsets
-        # The owner of every 16th object: a quarter of a byte an object.
-        marks = np.arange(0, offsets[-1], _OBJECTS_PER_MARK)
-        self._marks = (np.searchsorted(offsets, marks, side="right") - 1).astype(np.uint32)
+        # The owner of every 16th object: a quarter of a byte an object. Made piece by piece, to take no more.
+        self._marks = np.empty(-(-int(offsets[-1]) // _OBJECTS_PER_MARK), np.uint32)
+        for start in range(0, len(self._marks), _MARKS_AT_ONCE):
+            part = self._marks[start : start + _MARKS_AT_ONCE]
+            objects = np.arange(start, start + len(part)) * _OBJECTS_PER_MARK
+            part[:] = np.searchsorted(offsets, objects, side="right") - 1
 
     def find(self, object_ids: np.ndarray) -> np.ndarray:
         """The images, int64, of objects of any shape."""
@@ -93,6 +97,32 @@ class ObjectOwners:
             images += is_behind
         # Images without regions lie in between.
         return np.searchsorted(self._offsets, object_ids, side="right") - 1
+
+
+class ObjectPlaces:
+    """Finds where objects lie.
+
+    Args:
+        segments: the segments, in order.
+        superseded: for each of them, the positions of the images that are left out, ascending.
+    """
+
+    def __init__(self, segments: Sequence[Segment], superseded: Sequence[tuple[int, ...]]) -> None:
+        # A run is what lies between two superseded images of a segment: neighbours on disk and in number.
+        rows, ends, numbers = [], [], []
+        for number, (segment, gaps) in enumerate(zip(segments, superseded, strict=True)):
+            rows.append(segment.offsets[[0, *(gap + 1 for gap in gaps)]])
+            ends.append(segment.offsets[[*gaps, len(segment.offsets) - 1]])
+            numbers.append(np.full(len(gaps) + 1, number))
+        empty = np.empty(0, np.int64)
+        self._rows, self._numbers = np.concatenate([empty, *rows]), np.concatenate([empty, *numbers])
+        lengths = np.concatenate([empty, *ends]) - self._rows
+        self._starts = np.cumsum(lengths) - lengths
+
+    def locate(self, object_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The positions of the objects' segments in the list, and their rows there, int64."""
+        runs = np.searchsorted(self._starts, object_ids, side="right") - 1
+        return self._numbers[runs], object_ids - self._starts[runs] + self._rows[runs]
 
 
 class VectorChunks:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from ..structures import ImageEmbeddings
+from .arrays import read_pieces
 from .compatibility import EmbeddingModelInfo
 from .lease import ReaderLease
 from .manifest import Manifest, check_compatible
-from .places import ImagePlaces, ObjectOwners, VectorChunks
+from .places import ImagePlaces, ObjectOwners, ObjectPlaces, VectorChunks
 from .records import ImageRecord
 from .segments import Segment, verify_segment
 
@@ -33,9 +34,16 @@ class EmbeddingIndex:
         self._manifest = manifest
         self._segments = segments
         self._lease = lease
+        self._vectors = [segment.vectors for segment in segments]
         self._places = ImagePlaces(segments, [info.superseded for info in manifest.segments])
-        counts = [np.delete(np.diff(s.offsets), i.superseded) for s, i in zip(segments, manifest.segments, strict=True)]
-        self._offsets = np.concatenate([[0], *counts]).cumsum(dtype=np.int64)
+        # Filled segment by segment: what a whole copy takes would stay with the process.
+        self._offsets = np.zeros(len(self._places) + 1, np.int64)
+        filled = 0
+        for segment, info in zip(segments, manifest.segments, strict=True):
+            ends = self._offsets[filled + 1 : filled + 1 + len(segment.records) - len(info.superseded)]
+            np.cumsum(np.delete(np.diff(segment.offsets), info.superseded), out=ends)
+            ends += self._offsets[filled]
+            filled += len(ends)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], model_info: EmbeddingModelInfo | None = None) -> EmbeddingIndex:
@@ -95,8 +103,17 @@ class EmbeddingIndex:
         return int(self._offsets[-1])
 
     @cached_property
+    def num_findable(self) -> int:
+        """The number of images that have regions: another has nothing to be found by."""
+        return int(np.count_nonzero(self._offsets[1:] != self._offsets[:-1]))
+
+    @cached_property
     def _owners(self) -> ObjectOwners:
         return ObjectOwners(self._offsets)
+
+    @cached_property
+    def _object_places(self) -> ObjectPlaces:
+        return ObjectPlaces(self._segments, [info.superseded for info in self._manifest.segments])
 
     @property
     def offsets(self) -> np.ndarray:
@@ -125,6 +142,15 @@ class EmbeddingIndex:
         segment = self._segments[number]
         return segment.boxes.read(int(segment.offsets[row]), int(segment.offsets[row + 1]))
 
+    def boxes_of_images(self, image_indices: np.ndarray) -> np.ndarray:
+        """Read the boxes of some images, (N, 4), image by image; see ``boxes_of`` and ``vectors_of``."""
+        first = self._offsets[image_indices]
+        counts = self._offsets[image_indices + 1] - first
+        boxes = np.empty((int(counts.sum()), 4), np.float32)
+        numbers, rows = self._object_places.locate(first)
+        read_pieces([segment.boxes for segment in self._segments], numbers, rows, counts, boxes)
+        return boxes
+
     def vectors_of(self, image_indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read the vectors of some images.
 
@@ -135,15 +161,27 @@ class EmbeddingIndex:
             vectors: (N, D) float32, L2-normalised, the objects of all these images, image by image.
             offsets: (B + 1,) int64: those of the b-th image are rows offsets[b] to offsets[b + 1].
         """
-        offsets = np.zeros(len(image_indices) + 1, np.int64)
-        np.cumsum(self._offsets[image_indices + 1] - self._offsets[image_indices], out=offsets[1:])
-        vectors = np.empty((int(offsets[-1]), self.dimension), np.float32)
-        bounds = offsets.tolist()
-        for image, begin, end in zip(image_indices.tolist(), bounds, bounds[1:], strict=False):
-            number, row = self._places.locate(image)
-            segment = self._segments[number]
-            segment.vectors.read_into(vectors[begin:end], int(segment.offsets[row]))
-        return vectors, offsets
+        first = self._offsets[image_indices]
+        counts = self._offsets[image_indices + 1] - first
+        return self._read_vectors(first, counts), np.concatenate([[0], np.cumsum(counts)])
+
+    def vectors_of_objects(self, object_ids: np.ndarray) -> np.ndarray:
+        """Read the vectors of some objects.
+
+        Args:
+            object_ids: (N,) integers in [0, O).
+
+        Returns:
+            (N, D) float32, L2-normalised.
+        """
+        return self._read_vectors(object_ids, np.ones(len(object_ids), np.int64))
+
+    def _read_vectors(self, first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Read runs of neighbouring objects, none of which goes beyond an image."""
+        vectors = np.empty((int(counts.sum()), self.dimension), np.float32)
+        numbers, rows = self._object_places.locate(first)
+        read_pieces(self._vectors, numbers, rows, counts, vectors)
+        return vectors
 
     def vector_chunks(self, first: int = 0) -> VectorChunks:
         """The vectors of all objects from object ``first`` on, in their order, piece by piece."""

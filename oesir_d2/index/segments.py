@@ -35,7 +35,7 @@ class Segment:
     Attributes:
         name: the name that the manifest gives it.
         records: of the images 0 to I - 1, on disk.
-        offsets: (I + 1,) int64: the objects of image i are rows offsets[i] to offsets[i + 1].
+        offsets: (I + 1,) uint32 or int64: the objects of image i are rows offsets[i] to offsets[i + 1].
         vectors: (N, D) float32, L2-normalised, on disk, as are the next three.
         boxes: (N, 4) float32, XYXY in pixels of the original image file after its EXIF rotation.
         scores: (N,) float32.
@@ -66,7 +66,8 @@ class Segment:
         if offsets[0] != 0 or offsets[-1] != info.objects or (np.diff(offsets) < 0).any():
             raise ValueError(f"{folder / 'offsets.npy'} is damaged: it does not divide {info.objects} objects")
         records = StoredRecords.open(folder / RECORDS_FILE, info.images)
-        return cls(info.name, records, offsets, **arrays)
+        # Every opened index has them in memory.
+        return cls(info.name, records, offsets.astype(np.uint32) if info.objects < 2**32 else offsets, **arrays)
 
     def embeddings_of(self, row: int) -> ImageEmbeddings:
         """Read the embeddings of the image at position ``row``."""

@@ -9,10 +9,11 @@ their stored vectors in the order of their bounds until the k-th best score lies
 bound of the images never fetched is the one in the way, more is fetched, and in the end every image is scored. This is
 the threshold algorithm of Fagin, Lotem and Naor (PODS 2001), and it is exact as long as the object index is.
 
-An approximate object index misses objects, and its scores are off. What is returned is scored exactly all the same,
-but never by looking at all images. A score counts as bound after the error that 90 % of the scores keep to was added
-to it, and candidates are left when a batch of them brought nothing. More is fetched until k images are certain by
-such bounds, a larger fetch changed nothing, or there is no more to fetch.
+An approximate object index misses objects, and its scores may be off. What is returned is scored exactly all the same,
+but never by looking at all images. The pairs of the most promising images are scored first, a vector a pair; a score of
+the engine counts as bound after the error that 99.5 % of them keep to was added to it. Only the images that are then
+among the best are compared as a whole. Candidates are left when a batch of them brought nothing. More is fetched until
+k images are certain by such bounds, a larger fetch changed nothing, or there is no more to fetch.
 
 Explaining away. The regions of a spliced photo that come from its host match the host almost perfectly, and photos like
 the host rather well; those matches drown the weaker ones of a small pasted object. So the first result may explain the
@@ -25,20 +26,17 @@ does not tell one cloudless sky from another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
-
 import numpy as np
 
 from ..structures import ImageEmbeddings
 from .aggregate import Aggregator, get_aggregator
+from .candidates import Candidates
+from .exact_scores import ExactScores, Ranked, RecentVectors, round_scores
+from .explainer import EXPLAINERS, choose_explainer, find_contenders
 from .object_index import ObjectIndex
-from .ranking import Ranking, bound_images, round_scores
+from .ranking import Ranking
 from .reader import EmbeddingIndex
 from .results import RegionMatch, SearchResult
-
-EXPLAINERS = 32
-"""The image that explains a query away is chosen among so many that are best by the aggregate."""
 
 FIRST_FETCH = 128
 """Objects fetched a query region to begin with, where nothing better is known."""
@@ -47,13 +45,12 @@ FIRST_FETCH = 128
 _FETCH_GROWTH = 8
 # To fetch a larger share of the objects takes longer than to score all images.
 _LARGEST_FETCH = 1 / 64
-# The same for an approximate object index: how much more, up to how much, and after how many fruitless batches.
+# The same for an approximate object index: how much more, up to how much, after how many fruitless
+# batches candidates are left, and how many images are scored before.
 _APPROXIMATE_GROWTH = 4
 _LARGEST_APPROXIMATE_FETCH = 4096
 _PATIENCE = 1
-
-# m -> (scores (Q, m), object ids (Q, m)) of the m nearest objects of each query region.
-_Fetch = Callable[[int], tuple[np.ndarray, np.ndarray]]
+_SCORED_AT_LEAST = 32
 
 
 class SetSearcher:
@@ -77,15 +74,8 @@ class SetSearcher:
             )
         self._index = index
         self._object_index = object_index
-        # An engine that does not say otherwise is exact.
-        self._is_exact = getattr(object_index, "is_exact", True)
-        self._score_error = 0.0 if self._is_exact else float(getattr(object_index, "score_error", 0.0))
         self._first_fetch = first_fetch or getattr(object_index, "first_fetch", None) or FIRST_FETCH
         assert self._first_fetch > 0, f"first_fetch is {first_fetch}, must be positive"
-        share = len(object_index) * _LARGEST_FETCH
-        self._largest_fetch = share if self._is_exact else min(_LARGEST_APPROXIMATE_FETCH, len(object_index))
-        # An image without any region has nothing to be found by.
-        self._num_findable = int(np.count_nonzero(np.diff(index.offsets)))
 
     @property
     def index(self) -> EmbeddingIndex:
@@ -132,76 +122,26 @@ class SetSearcher:
             )
         if len(query) == 0:
             return []
-        fetch = _make_fetch(self._object_index, query)
+        search = _QuerySearch(self._index, self._object_index, self._first_fetch, query)
         explained = np.zeros(len(query))
         if explain_away == 0:
-            images, scores = self._rank(query, fetch, top_k, aggregator)
+            ranked = search.rank(top_k, aggregator, explained)
+            images, scores = ranked.images, ranked.scores
         else:
-            images, scores = self._rank(query, fetch, EXPLAINERS, aggregator)
-            images, scores, explained = self._choose_explainer(query, images, scores, explain_away)
-            others, their_scores = self._rank(query, fetch, top_k, lambda pairs: aggregator(pairs - explained))
-            is_other = ~np.isin(others, images)
-            images = np.concatenate([images, others[is_other]])[:top_k]
-            scores = np.concatenate([scores, np.minimum(their_scores[is_other], scores[:1])])[:top_k]
-        return self._make_results(query, images, scores, explained, matches_per_result)
-
-    def _rank(
-        self, query: ImageEmbeddings, fetch_objects: _Fetch, top_k: int, aggregator: Aggregator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The ``top_k`` best images and their scores."""
-        wanted = min(top_k, self._num_findable)
-        ranking = Ranking(self._index, query.vectors, wanted, aggregator, None if self._is_exact else _PATIENCE)
-        fetch = max(self._first_fetch, 4 * wanted)
-        is_first = True
-        while fetch <= self._largest_fetch or (is_first and not self._is_exact):
-            scores, ids = fetch_objects(fetch)
-            candidates, bounds, bound_of_others = bound_images(self._index, scores, ids, aggregator, self._score_error)
-            has_changed = ranking.score_by_bound(candidates, bounds)
-            is_settled = not (self._is_exact or is_first or has_changed)
-            if ranking.lowest > bound_of_others or is_settled or (ids[:, -1] < 0).all():
-                return ranking.images, ranking.scores
-            fetch *= _FETCH_GROWTH if self._is_exact else _APPROXIMATE_GROWTH
-            is_first = False
-        if self._is_exact:
-            findable = np.flatnonzero(np.diff(self._index.offsets))
-            ranking.score_by_bound(findable, np.full(len(findable), np.inf))
-        return ranking.images, ranking.scores
-
-    def _choose_explainer(
-        self, query: ImageEmbeddings, images: np.ndarray, scores: np.ndarray, weight: float
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Choose the image that explains most of the query: a region counts by its area.
-
-        A detector may put most of its regions on a small part of the photo, and that part may be the pasted one.
-
-        Args:
-            query: the query.
-            images: (n,) candidates, best first; 0 only in an index without objects.
-            scores: (n,) their scores.
-            weight: in (0, 1].
-
-        Returns:
-            The chosen image (1,) and its score (1,), and what it explains of each query region, (Q,), times the
-            weight, none of it negative.
-        """
-        if len(images) == 0:
-            return images, scores, np.zeros(len(query))
-        best_pairs = np.stack([pairs for _, pairs in self._best_pairs(query, images)])
-        areas = np.prod(query.boxes[:, 2:] - query.boxes[:, :2], axis=1, dtype=np.float64)
-        chosen = int(round_scores(best_pairs @ (areas / areas.sum())).argmax())
-        return images[chosen : chosen + 1], scores[chosen : chosen + 1], weight * best_pairs[chosen].clip(min=0)
-
-    def _best_pairs(self, query: ImageEmbeddings, images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each image, each query region's most similar region, (Q,) int64, and that pair's score, (Q,) float64."""
-        vectors, offsets = self._index.vectors_of(images)
-        similarities = round_scores(vectors.astype(np.float64) @ query.vectors.T.astype(np.float64))
-        for start, stop in zip(offsets, offsets[1:], strict=False):
-            of_image = similarities[start:stop]
-            yield of_image.argmax(axis=0), of_image.max(axis=0)
+            first = search.find_explainer(aggregator)
+            images, scores = first.images, first.scores
+            if len(images):
+                explained = explain_away * round_scores(first.best_pairs[0]).clip(min=0)
+            others = search.rank(top_k, aggregator, explained)
+            is_other = ~np.isin(others.images, images)
+            images = np.concatenate([images, others.images[is_other]])[:top_k]
+            scores = np.concatenate([scores, np.minimum(others.scores[is_other], scores[:1])])[:top_k]
+        return self._make_results(query, search, images, scores, explained, matches_per_result)
 
     def _make_results(
         self,
         query: ImageEmbeddings,
+        search: _QuerySearch,
         images: np.ndarray,
         scores: np.ndarray,
         explained: np.ndarray,
@@ -214,27 +154,100 @@ class SetSearcher:
                 SearchResult(rank, record.image_id, record.path, score, [])
                 for rank, (record, score) in enumerate(zip(records, scores.tolist(), strict=True), start=1)
             ]
+        similarities, offsets = search.exact_scores.compare(images)
+        boxes_of_images = _to_boxes(self._index.boxes_of_images(images))
+        similarities = round_scores(similarities)
+        query_boxes = _to_boxes(query.boxes)
         results: list[SearchResult] = []
-        query_boxes = [_to_box(box) for box in query.boxes]
-        for image, score, (best_regions, best_scores) in zip(
-            images.tolist(), scores.tolist(), self._best_pairs(query, images), strict=True
-        ):
+        for place, (image, score) in enumerate(zip(images.tolist(), scores.tolist(), strict=True)):
+            of_image = similarities[offsets[place] : offsets[place + 1]]
+            best_regions, best_scores = of_image.argmax(axis=0), of_image.max(axis=0)
             contributions = best_scores - explained if results else best_scores
-            boxes = self._index.boxes_of(image)
+            boxes = boxes_of_images[offsets[place] : offsets[place + 1]]
             matches = [
-                RegionMatch(query_boxes[q], _to_box(boxes[best_regions[q]]), float(best_scores[q]))
-                for q in np.argsort(-contributions, kind="stable")[:matches_per_result]
+                RegionMatch(query_boxes[q], boxes[best_regions[q]], float(best_scores[q]))
+                for q in np.argsort(-contributions, kind="stable")[:matches_per_result].tolist()
             ]
             record = self._index.images[image]
-            results.append(SearchResult(len(results) + 1, record.image_id, record.path, score, matches))
+            results.append(SearchResult(place + 1, record.image_id, record.path, score, matches))
         return results
 
 
-def _make_fetch(object_index: ObjectIndex, query: ImageEmbeddings) -> _Fetch:
-    """Fetch the m nearest objects of every query region, each m only once however many rankings ask for it."""
-    return cache(lambda m: object_index.search(query.vectors, m))
+class _QuerySearch:
+    """The rankings of one query, which share what was fetched and what was scored."""
+
+    def __init__(
+        self, index: EmbeddingIndex, object_index: ObjectIndex, first_fetch: int, query: ImageEmbeddings
+    ) -> None:
+        self._index = index
+        self._object_index = object_index
+        self._first_fetch = first_fetch
+        self._query = query
+        self._vectors = RecentVectors(index)
+        self.exact_scores = ExactScores(index, self._vectors, query.vectors)
+        # An engine that does not say otherwise is exact.
+        self._is_exact = getattr(object_index, "is_exact", True)
+        self._error = 0.0 if self._is_exact else float(getattr(object_index, "score_error", 0.0))
+        self._has_exact_scores = self._is_exact or getattr(object_index, "has_exact_scores", False)
+        # Where scores are exact but objects were missed, too little is said of some images.
+        self._at_least = _SCORED_AT_LEAST if self._has_exact_scores else 1
+        share = len(object_index) * _LARGEST_FETCH
+        self._largest_fetch = share if self._is_exact else min(_LARGEST_APPROXIMATE_FETCH, len(object_index))
+        self._candidates: Candidates | None = None
+        self._fetched = 0
+        self._is_exhausted = False
+
+    def find_explainer(self, aggregator: Aggregator) -> Ranked:
+        """The image that explains most of the query; none only in an index without objects."""
+        areas = np.prod(self._query.boxes[:, 2:] - self._query.boxes[:, :2], axis=1, dtype=np.float64)
+        weights = areas / areas.sum()
+        no_shift = np.zeros(len(weights))
+        if self._index.num_findable == 0:
+            return self.rank(EXPLAINERS, aggregator, no_shift)
+        candidates = self._fetch(max(self._first_fetch, 4 * EXPLAINERS))
+        ranking = Ranking(candidates, aggregator, no_shift, EXPLAINERS, self._error)
+        contenders = find_contenders(candidates, ranking, weights, self._is_exact)
+        if contenders is None:
+            return choose_explainer(self.rank(EXPLAINERS, aggregator, no_shift), weights)
+        return choose_explainer(self.exact_scores.rank(contenders, aggregator, no_shift, EXPLAINERS), weights)
+
+    def rank(self, top_k: int, aggregator: Aggregator, shift: np.ndarray) -> Ranked:
+        """The ``top_k`` best images by the aggregate of their best-pair scores less a shift (Q,)."""
+        num_findable = self._index.num_findable
+        wanted = min(top_k, num_findable)
+        if wanted == 0 or (self._is_exact and wanted == num_findable):
+            findable = np.flatnonzero(np.diff(self._index.offsets))
+            return self.exact_scores.rank(findable, aggregator, shift, wanted)
+        fetch = max(self._first_fetch, 4 * wanted)
+        before: np.ndarray | None = None
+        while True:
+            candidates = self._fetch(fetch)
+            ranking = Ranking(candidates, aggregator, shift, wanted, self._error)
+            ranking.settle()
+            finalists = ranking.score() if self._is_exact else ranking.score(self._at_least, _PATIENCE)
+            is_certain = self._is_exhausted or ranking.lowest > ranking.bound_of_others
+            fetch = self._fetched * (_FETCH_GROWTH if self._is_exact else _APPROXIMATE_GROWTH)
+            is_enough = fetch > self._largest_fetch or (before is not None and np.array_equal(finalists, before))
+            if is_certain or (is_enough and not self._is_exact):
+                return self.exact_scores.rank(finalists, aggregator, shift, wanted)
+            before = finalists
+
+    def _fetch(self, count: int) -> Candidates:
+        """The candidates of a fetch of at least ``count`` objects a query region."""
+        if self._candidates is not None and (count <= self._fetched or self._is_exhausted):
+            return self._candidates
+        self._fetched = count
+        if self._is_exact and count > self._largest_fetch:
+            self._candidates = Candidates.of_all_images(self._index, self._vectors, self._query.vectors)
+            self._is_exhausted = True
+            return self._candidates
+        scores, ids = self._object_index.search(self._query.vectors, count)
+        self._candidates = Candidates.of_fetch(
+            self._index, self._vectors, self._query.vectors, scores, ids, self._has_exact_scores, self._candidates
+        )
+        self._is_exhausted = bool((ids[:, -1] < 0).all())
+        return self._candidates
 
 
-def _to_box(box: np.ndarray) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = box.tolist()
-    return x0, y0, x1, y1
+def _to_boxes(boxes: np.ndarray) -> list[tuple[float, float, float, float]]:
+    return [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes.tolist()]

@@ -1,9 +1,9 @@
 """Uploads an index to milvus-lite and dies on the way: a program, since threads of gRPC do not survive a fork.
 
-``milvus_killer.py OLD NEW FOLDER`` takes two states of one index, and for n = 0, 2, 4 ... a new database under
-FOLDER. OLD is uploaded, killed by SIGKILL after the n-th call that changes something in Milvus, and uploaded again;
-then the same with NEW, and the next n. The last line of stdout is a JSON list: for every database how many of the two
-were killed, how often milvus-lite could not read it again, and whether it then held NEW and found the same as FAISS.
+``milvus_killer.py OLD NEW FOLDER`` takes two states of one index, and for n = 0, 2, 4 ... a copy of OLD under FOLDER,
+with a new database in it. It is uploaded, killed by SIGKILL after the n-th call that changes something in Milvus, and
+uploaded again; then the copy becomes NEW, and the same with n + 1. The last line of stdout is a JSON list: for every
+copy how many of the two uploads were killed, and whether Milvus then held NEW and found the same as FAISS.
 """
 
 from __future__ import annotations
@@ -32,21 +32,25 @@ def main() -> None:
     old, new, folder = map(Path, sys.argv[1:])
     outcomes = []
     while not outcomes or outcomes[-1]["died"]:
-        database = str(folder / f"{len(outcomes)}.db")
-        died = remade = 0
+        index = folder / str(len(outcomes))
+        died, is_right = 0, True
         for n, state in enumerate((old, new), 2 * len(outcomes)):
-            died += run(lambda state=state, n=n, database=database: upload(state, database, n)) == -signal.SIGKILL
-            check = lambda state=state, database=database: compare(state, database)  # noqa: E731
-            if run(check) != 0:
-                # milvus-lite writes in threads of its own, and cannot load a file that was cut short: it is made anew.
-                shutil.rmtree(database) if os.path.isdir(database) else os.remove(database)
-                remade += 1
-            is_right = run(check) == 0
-        outcomes.append({"died": died, "remade": remade, "is_right": is_right})
+            become(index, state)
+            died += run(lambda index=index, n=n: upload(index, n)) == -signal.SIGKILL
+            is_right = is_right and run(lambda index=index: compare(index)) == 0
+        outcomes.append({"died": died, "is_right": is_right})
     print(json.dumps(outcomes))
 
 
-def upload(index_path: Path, database: str, die_after: int | None = None) -> MilvusObjectIndex:
+def become(index_path: Path, state: Path) -> None:
+    """Make an index what another state of it is; what belongs to Milvus stays."""
+    for path in index_path.glob("*"):
+        if not path.name.startswith("milvus"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(state, index_path, dirs_exist_ok=True)
+
+
+def upload(index_path: Path, die_after: int | None = None) -> MilvusObjectIndex:
     calls = 0
 
     def counting(function):
@@ -63,14 +67,15 @@ def upload(index_path: Path, database: str, die_after: int | None = None) -> Mil
     for name in CALLS:
         setattr(MilvusClient, name, counting(getattr(MilvusClient, name)))
     index = EmbeddingIndex.open(index_path)
-    return open_milvus_index(index, MilvusSettings(database), checkpoint_objects=CHECKPOINT_OBJECTS)
+    settings = MilvusSettings(str(index_path / "milvus.db"))
+    return open_milvus_index(index, settings, checkpoint_objects=CHECKPOINT_OBJECTS)
 
 
-def compare(index_path: Path, database: str) -> None:
+def compare(index_path: Path) -> None:
     index = EmbeddingIndex.open(index_path)
     vectors = np.concatenate(list(index.vector_chunks()))
     _, expected = build_object_index("Flat", index.dimension, [vectors]).search(vectors, len(vectors))
-    _, found = upload(index_path, database).search(vectors, len(vectors))
+    _, found = upload(index_path).search(vectors, len(vectors))
     np.testing.assert_array_equal(found, expected)
 
 

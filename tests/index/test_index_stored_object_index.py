@@ -23,8 +23,9 @@ from oesir_d2.index import (
     open_object_index,
     refresh_object_index,
     tune_object_index,
+    tuning,
 )
-from oesir_d2.index.tuning import plan_object_indexes
+from oesir_d2.index.budget import plan_object_indexes
 
 WORLD = SyntheticWorld(dimension=32)
 PHOTOS = 600
@@ -67,7 +68,7 @@ def path(tmp_path):
         ("Flat", 1.0),
         ("IVF32,Flat", 0.95),
         ("IVF32,SQ8", 0.95),
-        ("OPQ8,IVF32,PQ16", 0.9),
+        ("OPQ8,IVF32,PQ8", 0.9),
         ("HNSW16", 0.8),
         ("PQ16", 0.9),
     ],
@@ -153,6 +154,66 @@ def test_a_reader_goes_on_when_the_object_index_is_replaced(path):
     assert answers(index, mapped) == expected
 
 
+@pytest.mark.parametrize("photos", [1, 2, 5])
+def test_an_index_of_few_photos_can_be_tuned(tmp_path, photos):
+    add(tmp_path / "index", 0, photos)
+    stored = tune_object_index(tmp_path / "index", Budget(min_recall=1))
+    assert (stored.factory, stored.measured["recall_at_10"]) == ("Flat", 1.0)
+
+
+def plan_bytes(factory):
+    return next(plan.bytes for plan in plan_object_indexes(PHOTOS, 5 * PHOTOS, 32, Budget()) if plan.factory == factory)
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        (
+            Budget(max_latency=1e-9),
+            r"is 1e-06 ms, but .* even PQ\d takes at least [0-9.]+ ms here .*allow more",
+        ),
+        (Budget(max_memory=200_000, max_latency=1e-9), r"max_latency is 1e-06 ms, but of the types that fit the rest"),
+        (Budget(max_memory=200_000, min_recall=1), "max_memory is 200000 bytes, but .* finds everything, Flat, needs"),
+    ],
+)
+def test_an_impossible_budget_is_refused_before_anything_is_trained(path, monkeypatch, budget, words):
+    def train(*arguments):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr("oesir_d2.index.tuning.fill_object_index", train)
+    with pytest.raises(ValueError, match=words):
+        tune_object_index(path, budget)
+
+
+def test_recall_is_measured_on_other_queries_than_parameters_are_chosen_by(path, monkeypatch):
+    """By the queries of one half anything is enough; what is reported is what the others reach, by brute force."""
+    asked = []
+    measure = tuning._measure
+
+    def remember(searcher, queries):
+        asked.append(([query.image for query in queries], measure(searcher, queries)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(tuning, "_measure", remember)
+    stored = tune_object_index(path, Budget(min_recall=0.5), "IVF32,PQ4")
+    *chosen_by, (held_out, (recall, _)) = asked
+    assert not set(held_out) & {image for images, _ in chosen_by for image in images}
+    assert stored.measured["queries"] == len(held_out) >= 30
+    assert stored.measured["recall_at_10"] == round(recall, 4)
+
+    index = EmbeddingIndex.open(path)
+    vectors = np.stack([index.embeddings_of(photo).vectors for photo in range(PHOTOS)])
+    searcher = SetSearcher(index, open_object_index(index))
+    shares = []
+    for photo in held_out:
+        scores = np.einsum("qd,prd->pqr", vectors[photo], vectors).max(axis=(1, 2))
+        scores[photo] = -1
+        best = {f"photo{number:09d}" for number in np.argsort(-scores)[:10]}
+        found = [result.image_id for result in searcher.search(index.embeddings_of(photo), 11)]
+        shares.append(len(best & set(found[:11])) / 10)
+    assert recall == pytest.approx(np.mean(shares), abs=0.004)
+
+
 def test_a_budget_chooses_and_says_what_is_impossible(path):
     plans = plan_object_indexes(100_000, 1_000_000, 256, Budget())
     assert [plan.factory for plan in plans] == [
@@ -165,8 +226,9 @@ def test_a_budget_chooses_and_says_what_is_impossible(path):
     for wrong in ({"min_recall": 1.5}, {"min_recall": 0}, {"max_memory": 0}, {"max_latency": float("nan")}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Budget(**wrong)
+    assert [plan.factory for plan in plan_object_indexes(100_000, 1_000_000, 256, Budget(min_recall=1))] == ["Flat"]
     before = Manifest.load(path)
-    with pytest.raises(ValueError, match="no type of object index fits the budget here; reached were Flat .*PQ"):
-        tune_object_index(path, Budget(max_latency=1e-9))
+    with pytest.raises(ValueError, match="no type of object index fits the budget here; reached were PQ2 .*recall"):
+        tune_object_index(path, Budget(max_memory=plan_bytes("PQ2"), min_recall=0.9999))
     assert Manifest.load(path) == before
     assert tune_object_index(path, Budget(max_memory=200_000)).factory in ("SQ8", "PQ8", "PQ4", "PQ2")
