@@ -168,16 +168,22 @@ def _add_training_config(cfg: CN) -> None:
 
     # ---- Distillation: the student's training ----
     cfg.MODEL.OESIR.DISTILLATION = CN()
-    # Names in DISTILLATION_LOSS_REGISTRY: FeatureMapL2Loss, RegionCosineLoss; their weighted sum is minimised (ours).
+    # Names in DISTILLATION_LOSS_REGISTRY: FeatureMapL2Loss, RegionCosineLoss, WhitenedRegionCosineLoss; their weighted
+    # sum is minimised (ours).
     cfg.MODEL.OESIR.DISTILLATION.LOSSES = ["FeatureMapL2Loss"]
     # One weight for each of them, > 0 (ours).
     cfg.MODEL.OESIR.DISTILLATION.LOSS_WEIGHTS = [1.0]
     # Factor, >= 1, by which photos are enlarged for the teacher alone: its map then has so much finer a stride on the
     # student's photo, and shows the student what it would see of small objects in enlarged crops (ours).
     cfg.MODEL.OESIR.DISTILLATION.TEACHER_SCALE = 1.0
-    # RegionCosineLoss: random regions an image; the whole image is one more; > 0 (ours).
+    # WhitenedRegionCosineLoss: a reference to a whitening of the teacher's regions, as EMBEDDING.WHITENING (ours).
+    cfg.MODEL.OESIR.DISTILLATION.WHITENING = ""
+    # Crops a photo that pass through detector and teacher once, before the training, which then takes their maps from
+    # OUTPUT_DIR/frozen_maps: several times faster on a CPU. 0: every crop is a new one (ours).
+    cfg.MODEL.OESIR.DISTILLATION.CACHED_CROPS = 0
+    # Region losses: random regions an image; the whole image is one more; > 0 (ours).
     cfg.MODEL.OESIR.DISTILLATION.NUM_REGIONS = 8
-    # RegionCosineLoss: smallest and largest side of a random region, shares of the image's; 0 < min <= max <= 1 (ours).
+    # Region losses: smallest and largest side of a random region, shares of the image's; 0 < min <= max <= 1 (ours).
     cfg.MODEL.OESIR.DISTILLATION.REGION_SIDES = [0.2, 1.0]
 
     # ---- Training: photos, input and optimizer ----

@@ -41,6 +41,9 @@ def load_offline(name: str) -> CfgNode:
     for key in WEIGHT_KEYS:
         if keys[key].startswith(DOWNLOADED) or not keys[key].partition("://")[1]:
             cfg.merge_from_list([key, ""])
+    if not keys["MODEL.OESIR.DISTILLATION.WHITENING"]:
+        cfg.merge_from_list(["MODEL.OESIR.DISTILLATION.LOSSES", ["FeatureMapL2Loss"]])
+        cfg.merge_from_list(["MODEL.OESIR.DISTILLATION.LOSS_WEIGHTS", [1.0]])
     if not keys["MODEL.OESIR.EMBEDDING.WHITENING"] and not cfg.MODEL.WEIGHTS:
         cfg.merge_from_list(["MODEL.OESIR.EMBEDDING.WHITENING_DIM", 0])
     return cfg

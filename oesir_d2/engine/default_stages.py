@@ -26,7 +26,8 @@ class Stage:
         config: its config, a bare name under configs/.
         data: one of :data:`DATA`, for "train"; a whitening is fitted on all photos.
         weights: the "train" stage whose weights it begins with, or fits a whitening for, or exports.
-        whitening: the "whitening" stage whose whitening it begins with.
+        whitening: the "whitening" stage whose whitening it begins with, or learns by.
+        whitening_key: the key that names this whitening.
         overrides: KEY VALUE pairs beyond the config; a user cannot change them.
         shrinkage: of a whitening.
     """
@@ -37,6 +38,7 @@ class Stage:
     data: str = ""
     weights: str = ""
     whitening: str = ""
+    whitening_key: str = "MODEL.OESIR.EMBEDDING.WHITENING"
     overrides: tuple[str, ...] = ()
     shrinkage: float = 0.0
 
@@ -64,6 +66,20 @@ def _make_contrastive(name: str, config: str, student: str) -> tuple[Stage, Stag
     )
 
 
+def _make_expand11(name: str) -> Stage:
+    """A student of the teacher's map inside block 11, which learns it whitened."""
+    return Stage(
+        f"{name}_expand11",
+        "train",
+        f"lite0/distill_{name}_expand11.yaml",
+        data="photos",
+        weights="detector",
+        whitening="expand11_whitening",
+        whitening_key="MODEL.OESIR.DISTILLATION.WHITENING",
+        overrides=_UNWHITENED,
+    )
+
+
 STAGES = (
     Stage("detector", "train", "lite0/detector.yaml", data="detection_set", overrides=_UNWHITENED),
     # The students, beside the default: they are part of no file that ships.
@@ -71,6 +87,20 @@ STAGES = (
     Stage("S2", "train", "lite0/distill_S2.yaml", data="photos", weights="detector", overrides=_UNWHITENED),
     Stage("S3", "train", "lite0/distill_S3.yaml", data="photos", weights="detector", overrides=_UNWHITENED),
     *_make_contrastive("contrastive", "lite0/contrastive.yaml", student="S3"),
+    # The same of the map that retrieves best, between conv4 and conv5.
+    Stage(
+        "expand11_whitening",
+        "whitening",
+        "lite0/distill_S3_expand11.yaml",
+        weights="detector",
+        overrides=(
+            *("MODEL.META_ARCHITECTURE", "OESIR", "MODEL.OESIR.EMBEDDING.SOURCE", "TeacherSource"),
+            *("MODEL.OESIR.EMBEDDING.WHITENING_DIM", "512"),
+        ),
+    ),
+    _make_expand11("S1"),
+    _make_expand11("S2"),
+    _make_expand11("S3"),
     # With a finer map for small objects.
     Stage("S3_fine", "train", "lite0/distill_S3_fine.yaml", data="photos", weights="detector", overrides=_UNWHITENED),
     *_make_contrastive("contrastive_fine", "lite0/contrastive_fine.yaml", student="S3_fine"),

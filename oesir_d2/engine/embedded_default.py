@@ -155,7 +155,7 @@ class _Work:
             words += ["MODEL.WEIGHTS", str(self._locate(self._stage.weights))]
         if self._stage.whitening:
             whitening = self._steps.locate(self._stage.whitening) / OUTPUTS["whitening"]
-            words += ["MODEL.OESIR.EMBEDDING.WHITENING", str(whitening)]
+            words += [self._stage.whitening_key, str(whitening)]
         return words
 
     def _locate(self, name: str) -> Path:

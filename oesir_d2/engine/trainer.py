@@ -22,7 +22,13 @@ from torch import nn
 from oesir_d2.data.datasets.retrieval import LABELS as RETRIEVAL_LABELS
 from oesir_d2.data.mappers import EmbeddingMapper, MarkUnreadable
 from oesir_d2.engine.checkpointing import TrainingCheckpointer
-from oesir_d2.engine.training_data import build_train_loader, fit_to_training_set, load_training_set
+from oesir_d2.engine.frozen_maps import build_frozen_map_loader
+from oesir_d2.engine.training_data import (
+    build_train_loader,
+    build_training_mapper,
+    fit_to_training_set,
+    load_training_set,
+)
 from oesir_d2.engine.training_hooks import CountSkippedImages, StopOnNonFiniteLoss, WriteProjection
 from oesir_d2.evaluation.evaluators import build_evaluator
 from oesir_d2.index.skipped import SKIPPED_FILE
@@ -50,6 +56,14 @@ def reorder_for_cpu(model: nn.Module) -> None:
             module.to(memory_format=torch.contiguous_format)
 
 
+class BFloat16Trainer(SimpleTrainer):
+    """What detectron2's AMPTrainer is on a GPU, for a CPU: in bfloat16, which needs no scaling of losses."""
+
+    def run_step(self) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            super().run_step()
+
+
 class OESIRTrainer(DefaultTrainer):
     """Trains what the config's meta-architecture trains: a detector, a student, or a teacher on landmarks.
 
@@ -69,8 +83,6 @@ class OESIRTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         is_on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
-        if cfg.SOLVER.AMP.ENABLED and not is_on_gpu:
-            raise ValueError(f"SOLVER.AMP.ENABLED needs a GPU; MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, allowed: 'cuda'")
         dataset_dicts = load_training_set(cfg)
         cfg = fit_to_training_set(cfg, dataset_dicts)
         data_loader = self.build_train_loader(cfg, dataset_dicts)
@@ -79,13 +91,27 @@ class OESIRTrainer(DefaultTrainer):
         if not is_on_gpu:
             reorder_for_cpu(model)
         model = create_ddp_model(model, broadcast_buffers=False, **({} if is_on_gpu else {"device_ids": None}))
-        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, data_loader, optimizer)
+        if cfg.MODEL.OESIR.DISTILLATION.CACHED_CROPS < 0:
+            count = cfg.MODEL.OESIR.DISTILLATION.CACHED_CROPS
+            raise ValueError(f"MODEL.OESIR.DISTILLATION.CACHED_CROPS is {count}; allowed: 0 (none) or more")
+        mixed = AMPTrainer if is_on_gpu else BFloat16Trainer
+        self._trainer = (mixed if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, data_loader, optimizer)
+        self._dataset_dicts = dataset_dicts
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = TrainingCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    def train(self) -> Any:
+        """Train to the last iteration; before, compute the maps that are to be computed once only."""
+        if self.cfg.MODEL.OESIR.DISTILLATION.CACHED_CROPS and isinstance(self.checkpointer.model, OESIRDistillation):
+            mapper = build_training_mapper(self.cfg, self._dataset_dicts)
+            self._trainer.data_loader = build_frozen_map_loader(
+                self.cfg, self.checkpointer.model, self._dataset_dicts, mapper
+            )
+        return super().train()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint of OUTPUT_DIR, or start from ``MODEL.WEIGHTS``.

@@ -159,11 +159,7 @@ def build_train_loader(
     if dataset_dicts is None:
         dataset_dicts = load_training_set(cfg)
     name = cfg.INPUT.OESIR.TRAINING_MAPPER
-    mapper = TRAINING_MAPPER_REGISTRY.get(name)(cfg)
-    files = dict.fromkeys(item["file_name"] for item in dataset_dicts)
-    if name == ObjectPairMapper.__name__:
-        mapper = DrawHost(mapper, list(files))
-    mapper = SkipUnreadable(mapper, Path(cfg.OUTPUT_DIR), num_files=len(files))
+    mapper = build_training_mapper(cfg, dataset_dicts)
     if name == LandmarkMapper.__name__:
         loader = build_detection_train_loader(cfg, dataset=dataset_dicts, mapper=mapper, aspect_ratio_grouping=False)
         return ShapeGroupedBatches(loader, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
@@ -173,6 +169,16 @@ def build_train_loader(
             cfg, dataset=dataset_dicts, mapper=mapper, sampler=sampler, aspect_ratio_grouping=False
         )
     return build_detection_train_loader(cfg, dataset=dataset_dicts, mapper=mapper)
+
+
+def build_training_mapper(cfg: CfgNode, dataset_dicts: list[dict[str, Any]]) -> SkipUnreadable:
+    """The mapper of ``INPUT.OESIR.TRAINING_MAPPER``, which gives None for a photo that cannot be read."""
+    name = cfg.INPUT.OESIR.TRAINING_MAPPER
+    mapper = TRAINING_MAPPER_REGISTRY.get(name)(cfg)
+    files = dict.fromkeys(item["file_name"] for item in dataset_dicts)
+    if name == ObjectPairMapper.__name__:
+        mapper = DrawHost(mapper, list(files))
+    return SkipUnreadable(mapper, Path(cfg.OUTPUT_DIR), num_files=len(files))
 
 
 def _load_training_set(cfg: CfgNode) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
 from oesir_d2.modeling.contrastive_losses import ContrastiveLoss, build_contrastive_loss
-from oesir_d2.modeling.distillation import drop_teacher, enlarge, expect_no_teacher
+from oesir_d2.modeling.distillation import drop_training_only, enlarge, expect_no_training_only
 from oesir_d2.modeling.embedding_source import TeacherSource
 from oesir_d2.modeling.losses import DistillationLoss, build_distillation_losses
 from oesir_d2.modeling.meta_arch import OESIR
@@ -131,8 +131,8 @@ class OESIRContrastive(OESIR):
         if head.whitening is not None:
             head.whitening.thaw().requires_grad_(True)
             self.register_buffer("projection_start", head.whitening.projection.detach().clone(), persistent=False)
-        self.register_state_dict_post_hook(drop_teacher)
-        self.register_load_state_dict_post_hook(expect_no_teacher)
+        self.register_state_dict_post_hook(drop_training_only)
+        self.register_load_state_dict_post_hook(expect_no_training_only)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from oesir_d2.modeling.meta_arch import OESIR
 from oesir_d2.modeling.student_source import StudentSource
 from oesir_d2.modeling.teacher import Teacher, build_teacher
 
-TEACHER_PREFIX = "teacher."
+TRAINING_ONLY_PREFIXES = ("teacher.", "losses.", "distillation_losses.")
+"""Of what a student is taught by, and a model that runs does not have."""
 
 
 @META_ARCH_REGISTRY.register()
@@ -62,8 +63,8 @@ class OESIRDistillation(OESIR):
         self.teacher_scale = teacher_scale
         self.requires_grad_(False)
         self.embedding_source.requires_grad_(True)
-        self.register_state_dict_post_hook(drop_teacher)
-        self.register_load_state_dict_post_hook(expect_no_teacher)
+        self.register_state_dict_post_hook(drop_training_only)
+        self.register_load_state_dict_post_hook(expect_no_training_only)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -91,7 +92,8 @@ class OESIRDistillation(OESIR):
         """Distil in training mode, detect and embed in eval mode.
 
         Args:
-            batched_inputs: as for OESIR; in training each needs its ``image`` (3, H, W) only.
+            batched_inputs: as for OESIR; in training each needs its ``image`` (3, H, W) only. With ``features`` and
+                ``teacher_map`` of :meth:`compute_frozen_maps`, detector and teacher do not run.
 
         Returns:
             In training ``{"loss_distill_...": scalar}``, weighted; in eval mode what OESIR gives.
@@ -101,26 +103,47 @@ class OESIRDistillation(OESIR):
         student_map, teacher_map, image_sizes = self.compute_maps(batched_inputs)
         if has_event_storage():
             self._log_agreement(student_map, teacher_map)
-        return {
-            loss.name: weight * loss(student_map, teacher_map, image_sizes)
-            for weight, loss in zip(self.loss_weights, self.losses, strict=True)
-        }
+        # Sums over many cells and channels, whatever precision the networks have.
+        with torch.autocast(student_map.device.type, enabled=False):
+            student_map, teacher_map = student_map.float(), teacher_map.float()
+            return {
+                loss.name: weight * loss(student_map, teacher_map, image_sizes)
+                for weight, loss in zip(self.loss_weights, self.losses, strict=True)
+            }
 
     def compute_maps(
         self, batched_inputs: list[dict[str, Any]]
     ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
-        """Run detector, student and teacher.
+        """Run the student, and unless the inputs bring their maps, detector and teacher.
 
         Returns:
             The student's map (N, C, H / S, W / S) with its gradient, the teacher's (N, C, H / T, W / T) without, and
             the (height, width) of each photo as the student sees it, without padding.
         """
-        images = self.preprocess_image(batched_inputs)
-        with torch.no_grad():
-            features = self.backbone(images.tensor)
+        raw_images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
+        if "teacher_map" in batched_inputs[0]:
+            teacher_map = self._stack([x["teacher_map"] for x in batched_inputs])
+            names = batched_inputs[0]["features"]
+            features = {name: self._stack([x["features"][name] for x in batched_inputs]) for name in names}
+        else:
+            features, teacher_map = self.compute_frozen_maps(batched_inputs)
+        image_sizes = [(image.shape[1], image.shape[2]) for image in raw_images]
+        return self.embedding_source(raw_images, features), teacher_map, image_sizes
+
+    @torch.no_grad()
+    def compute_frozen_maps(self, batched_inputs: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Run what does not learn: the maps of the detector that the student takes, by name, and the teacher's."""
+        names = self.embedding_source.student.in_features
+        features = self.backbone(self.preprocess_image(batched_inputs).tensor) if names else {}
         raw_images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
         teacher_map = self.teacher([enlarge(image, self.teacher_scale) for image in raw_images])
-        return self.embedding_source(raw_images, features), teacher_map, images.image_sizes
+        return {name: features[name] for name in names}, teacher_map
+
+    def _stack(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Maps (C, h, w) of one size, of whatever precision they were kept in, as a batch."""
+        batch = torch.stack([self._move_to_current_device(item).float() for item in maps])
+        # As the convolutions give it.
+        return batch.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def _log_agreement(self, student_map: torch.Tensor, teacher_map: torch.Tensor) -> None:
@@ -137,13 +160,16 @@ def enlarge(image: torch.Tensor, scale: float) -> torch.Tensor:
     return F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
-def drop_teacher(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
-    """A hook of state dicts that leaves out a teacher that is only there to learn from."""
-    for name in [name for name in state_dict if name.startswith(prefix + TEACHER_PREFIX)]:
+def drop_training_only(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    """A hook of state dicts that leaves out what is only there to learn from."""
+    prefixes = tuple(prefix + name for name in TRAINING_ONLY_PREFIXES)
+    for name in [name for name in state_dict if name.startswith(prefixes)]:
         del state_dict[name]
 
 
-def expect_no_teacher(module: nn.Module, incompatible_keys: Any) -> None:
-    """A hook of loading that does not miss such a teacher."""
+def expect_no_training_only(module: nn.Module, incompatible_keys: Any) -> None:
+    """A hook of loading that does not miss it."""
     missing = incompatible_keys.missing_keys
-    missing[:] = [name for name in missing if not name.startswith(TEACHER_PREFIX)]
+    missing[:] = [name for name in missing if not name.startswith(TRAINING_ONLY_PREFIXES)]

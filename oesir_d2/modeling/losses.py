@@ -17,9 +17,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from oesir_d2.layers import AreaRegionPooler, RegionPooler, count_valid_cells
+from oesir_d2.layers import AreaRegionPooler, PCAWhitening, RegionPooler, count_valid_cells, load_whitening
 from oesir_d2.modeling.embedding_head import build_region_pooler
 from oesir_d2.modeling.registry import get_registered
+from oesir_d2.modeling.weights import resolve_weights
 
 DISTILLATION_LOSS_REGISTRY = Registry("DISTILLATION_LOSS")
 DISTILLATION_LOSS_REGISTRY.__doc__ = """
@@ -155,6 +156,10 @@ class RegionCosineLoss(DistillationLoss):
         boxes = [self.draw_regions(size) for size in image_sizes]
         student = self.region_pooler(student_map, boxes, 1 / self.student_stride, image_sizes)
         teacher = self.region_pooler(teacher_map, boxes, 1 / self.teacher_stride, image_sizes)
+        return self.compare(student, teacher)
+
+    def compare(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """The loss between pooled vectors, (N * (1 + R), C) each."""
         return 1 - F.cosine_similarity(student, teacher, dim=1).mean()
 
     def draw_regions(self, image_size: tuple[int, int]) -> torch.Tensor:
@@ -165,6 +170,46 @@ class RegionCosineLoss(DistillationLoss):
         top_left = torch.rand(self.num_regions, 2) * (corner - sides)
         boxes = torch.cat([top_left, top_left + sides], dim=1)
         return torch.cat([torch.cat([torch.zeros(2), corner])[None], boxes])
+
+
+@DISTILLATION_LOSS_REGISTRY.register()
+class WhitenedRegionCosineLoss(RegionCosineLoss):
+    """As :class:`RegionCosineLoss`, between vectors that were whitened by a whitening of the teacher's regions.
+
+    Retrieval whitens, so that the weak directions of the teacher's vectors count as much as the strong ones; without
+    this loss a student learns the strong ones and little else.
+
+    Args:
+        whitening: fitted on region vectors of the teacher's map; it is not trained.
+        **kwargs: of RegionCosineLoss.
+    """
+
+    name = "loss_distill_whitened_region_cosine"
+
+    @configurable
+    def __init__(self, *, whitening: PCAWhitening, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.whitening = whitening
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, student_shape: ShapeSpec, teacher_shape: ShapeSpec) -> dict[str, Any]:
+        arguments = super().from_config(cfg, student_shape, teacher_shape)
+        reference = cfg.MODEL.OESIR.DISTILLATION.WHITENING
+        if not reference:
+            raise ValueError(
+                "WhitenedRegionCosineLoss needs MODEL.OESIR.DISTILLATION.WHITENING, which is empty; allowed: a file of "
+                "tools/fit_whitening.py of the teacher's map (MODEL.OESIR.EMBEDDING.SOURCE TeacherSource)"
+            )
+        whitening, _ = load_whitening(resolve_weights(reference))
+        if whitening.input_dim != teacher_shape.channels:
+            raise ValueError(
+                f"MODEL.OESIR.DISTILLATION.WHITENING {reference!r} is of vectors of {whitening.input_dim} dimensions; "
+                f"the teacher's map has {teacher_shape.channels} channels"
+            )
+        return arguments | {"whitening": whitening}
+
+    def compare(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return super().compare(self.whitening(student), self.whitening(teacher))
 
 
 def build_distillation_losses(

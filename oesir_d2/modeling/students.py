@@ -33,13 +33,17 @@ detector backbone's ``output_shape()`` and output_shape the channels and stride 
 
 
 class Student(nn.Module):
-    """Gives a map of the teacher's channels. A subclass sets ``output_shape`` (channels and stride).
+    """Gives a map of the teacher's channels.
+
+    A subclass sets ``output_shape`` (channels and stride) and ``in_features`` (the names of the detector's maps that
+    it takes).
 
     Like the last blocks of the teachers, students end in a ReLU. Of a teacher's layer without one (EfficientNet-Lite's
     blocks before conv5_3) they learn the positive values, which are all that GeM sees.
     """
 
     output_shape: ShapeSpec
+    in_features: tuple[str, ...] = ()
 
     def forward(self, images: list[torch.Tensor], features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Compute the map of a batch.
@@ -125,7 +129,7 @@ class StudentS2(Student):
         norm: str = "BN",
     ) -> None:
         super().__init__()
-        self.in_feature = in_feature
+        self.in_features = (in_feature,)
         shape = input_shape[in_feature]
         strides = plan_strides(self.NUM_LAYERS, shape.stride, output_shape.stride)
         self.layers = make_layers(shape.channels, widths, bottleneck_widths, output_shape.channels, strides, norm)
@@ -139,7 +143,7 @@ class StudentS2(Student):
         }
 
     def forward(self, images: list[torch.Tensor], features: dict[str, torch.Tensor]) -> torch.Tensor:
-        x = features[self.in_feature]
+        x = features[self.in_features[0]]
         for layer in self.layers:
             x = layer(x)
         return x
@@ -177,7 +181,7 @@ class StudentS3(Student):
         super().__init__()
         first, *joined = in_features
         assert len(joined) == self.NUM_LAYERS, f"S3 takes {self.NUM_LAYERS + 1} maps, got {list(in_features)}"
-        self.first, self.joined = first, tuple(joined)
+        self.in_features = tuple(in_features)
         shape = input_shape[first]
         strides = plan_strides(self.NUM_LAYERS, shape.stride, output_shape.stride)
         self.layers = make_layers(shape.channels, widths, bottleneck_widths, output_shape.channels, strides, norm)
@@ -196,8 +200,9 @@ class StudentS3(Student):
         }
 
     def forward(self, images: list[torch.Tensor], features: dict[str, torch.Tensor]) -> torch.Tensor:
-        x = features[self.first]
-        for layer, join, name in zip(self.layers, self.joins, self.joined, strict=True):
+        first, *joined = self.in_features
+        x = features[first]
+        for layer, join, name in zip(self.layers, self.joins, joined, strict=True):
             x = join(layer(x), features[name])
         return x
 

@@ -286,7 +286,7 @@ def test_checkpoint_that_is_no_such_detector_is_refused(
     ("opts", "message"),
     [
         (["SOLVER.OESIR.OPTIMIZER", "LBFGS"], r"OPTIMIZER 'LBFGS' unknown; allowed: \['SGD', 'Adam', 'AdamW'\]"),
-        (["SOLVER.AMP.ENABLED", "True"], "SOLVER.AMP.ENABLED needs a GPU; MODEL.DEVICE is 'cpu'"),
+        (["MODEL.OESIR.DISTILLATION.CACHED_CROPS", "-1"], "CACHED_CROPS is -1; allowed: 0"),
         (["MODEL.META_ARCHITECTURE", "Nothing"], "META_ARCHITECTURE 'Nothing' unknown; allowed here: 'OESIR'"),
     ],
 )

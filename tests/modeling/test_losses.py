@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
 
 from oesir_d2.engine.config_loading import load_config
-from oesir_d2.layers import GeMPooler, RegionPooler, SPoCPooler
+from oesir_d2.layers import GeMPooler, PCAWhitening, RegionPooler, SPoCPooler, save_whitening
 from oesir_d2.modeling import build_distillation_losses
 from oesir_d2.modeling.losses import FeatureMapL2Loss, RegionCosineLoss
 
@@ -180,7 +182,11 @@ def test_contract_of_every_loss(name: str) -> None:
 @pytest.mark.parametrize(
     ("losses", "weights", "message"),
     [
-        ("[]", "[]", r"LOSSES is \[\]; allowed: one or more of \['FeatureMapL2Loss', 'RegionCosineLoss'\]"),
+        (
+            "[]",
+            "[]",
+            r"LOSSES is \[\]; allowed: one or more of \['FeatureMapL2Loss', 'RegionCosineLoss', 'WhitenedRegionCosineLoss'\]",
+        ),
         ("['FeatureMapL2Loss', 'FeatureMapL2Loss']", "[1.0, 1.0]", "each once"),
         ("['L7']", "[1.0]", "LOSSES 'L7' unknown; allowed"),
         ("['FeatureMapL2Loss']", "[1.0, 2.0]", r"LOSS_WEIGHTS is \[1.0, 2.0\]; allowed: a number > 0 for each"),
@@ -206,3 +212,43 @@ def test_regions_out_of_range_are_refused(key: str, value: str, message: str) ->
     opts = [prefix + "LOSSES", "['RegionCosineLoss']", prefix + "LOSS_WEIGHTS", "[1.0]", prefix + key, value]
     with pytest.raises(ValueError, match=message):
         build_distillation_losses(load_config("lite0/distill_S3.yaml", opts), SHAPE, SHAPE)
+
+
+def test_whitened_cosine_is_that_of_whitened_region_vectors(tmp_path: Path) -> None:
+    fitted = PCAWhitening(6, 4).fit(torch.rand(50, 6))
+    save_whitening(tmp_path / "whitening.safetensors", fitted, {"source": "noise", "count": 50})
+    prefix = "MODEL.OESIR.DISTILLATION."
+    opts = [
+        *(f"{prefix}LOSSES", "['WhitenedRegionCosineLoss']", f"{prefix}LOSS_WEIGHTS", "[1.0]"),
+        *(f"{prefix}WHITENING", str(tmp_path / "whitening.safetensors")),
+        *(f"{prefix}REGION_SIDES", "[1.0, 1.0]", "MODEL.OESIR.EMBEDDING.REGION_POOLING", "area"),
+        *("MODEL.OESIR.EMBEDDING.POOLER", "SPoCPooler"),
+    ]
+    ((_, loss),) = build_distillation_losses(load_config("lite0/distill_S3.yaml", opts), SHAPE, SHAPE)
+    student, teacher = torch.rand(2, 6, 3, 4), torch.rand(2, 6, 3, 4)
+
+    # All regions are the whole photo, whose SPoC is the mean of its cells.
+    mean, projection = fitted.mean.numpy().astype(np.float64), fitted.projection.numpy().astype(np.float64)
+
+    def whiten(feature_map: torch.Tensor) -> np.ndarray:
+        vectors = feature_map.numpy().astype(np.float64).mean(axis=(2, 3))
+        whitened = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) - mean) @ projection.T
+        return whitened / np.linalg.norm(whitened, axis=1, keepdims=True)
+
+    expected = 1 - (whiten(student) * whiten(teacher)).sum(axis=1).mean()
+    assert loss(student, teacher, [(96, 128)] * 2).item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dimension", "message"),
+    [(None, "which is empty; allowed: a file of tools/fit_whitening.py"), (5, "of 5 dimensions")],
+)
+def test_whitening_to_learn_by_must_be_the_teachers(dimension: int | None, message: str, tmp_path: Path) -> None:
+    opts = ["MODEL.OESIR.DISTILLATION.LOSSES", "['WhitenedRegionCosineLoss']"]
+    if dimension:
+        fitted = PCAWhitening(dimension, 2).fit(torch.rand(20, dimension))
+        save_whitening(tmp_path / "w.safetensors", fitted, {"source": "noise", "count": 20})
+        opts += ["MODEL.OESIR.DISTILLATION.WHITENING", str(tmp_path / "w.safetensors")]
+    cfg = load_config("lite0/distill_S3.yaml", [*opts, "MODEL.OESIR.DISTILLATION.LOSS_WEIGHTS", "[1.0]"])
+    with pytest.raises(ValueError, match=message):
+        build_distillation_losses(cfg, SHAPE, SHAPE)
