@@ -1,4 +1,4 @@
-"""Distillation from maps that were computed once: they are the model's, a killed run goes on, and mistakes are named."""
+"""Distillation from maps computed once: they are the model's, a killed run goes on, and mistakes are named."""
 
 from __future__ import annotations
 
