@@ -32,7 +32,7 @@ from tqdm import tqdm
 from oesir_d2.data.training_mappers import TrainingMapper
 from oesir_d2.engine.kept_results import hash_json, read_kept, write_kept
 from oesir_d2.engine.model_info import hash_tensors
-from oesir_d2.files import naming_errors, remove_temporaries, replace_file
+from oesir_d2.files import remove_temporaries, replace_file
 from oesir_d2.modeling import OESIRDistillation
 
 FOLDER = "frozen_maps"
@@ -122,8 +122,7 @@ def _write_shard(cfg: CfgNode, model: OESIRDistillation, crops: list[dict[str, A
         parts.append(part | {"image": torch.stack([crop["image"] for crop in batch])})
     tensors = {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
     header = {"file_names": json.dumps([str(crop["file_name"]) for crop in crops])}
-    with naming_errors(path):
-        replace_file(path, save(tensors, header))
+    replace_file(path, save(tensors, header))
 
 
 def _prepare_folder(folder: Path, key: str) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from oesir_d2.modeling.contrastive_losses import ContrastiveLoss, build_contrastive_loss
 from oesir_d2.modeling.distillation import drop_training_only, enlarge, expect_no_training_only
 from oesir_d2.modeling.embedding_source import TeacherSource
-from oesir_d2.modeling.losses import DistillationLoss, build_distillation_losses
+from oesir_d2.modeling.losses import DistillationLoss, build_distillation_losses, compute_distillation_losses
 from oesir_d2.modeling.meta_arch import OESIR
 from oesir_d2.modeling.student_source import StudentSource
 from oesir_d2.modeling.teacher import Teacher, build_teacher
@@ -243,10 +243,9 @@ class OESIRContrastive(OESIR):
         # The losses leave padding out.
         padded = [F.pad(part, (0, columns - part.shape[3], 0, rows - part.shape[2])) for part in parts]
         teacher_map = torch.cat(padded)
-        return {
-            loss.name: weight * loss(embedding_map, teacher_map, image_sizes)
-            for weight, loss in zip(self.distillation_weights, self.distillation_losses, strict=True)
-        }
+        return compute_distillation_losses(
+            self.distillation_losses, self.distillation_weights, embedding_map, teacher_map, image_sizes
+        )
 
     def _measure_pull(self) -> torch.Tensor:
         projection = self.roi_heads.embedding_head.whitening.projection

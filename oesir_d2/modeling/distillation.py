@@ -15,7 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
-from oesir_d2.modeling.losses import DistillationLoss, build_distillation_losses
+from oesir_d2.modeling.losses import DistillationLoss, build_distillation_losses, compute_distillation_losses
 from oesir_d2.modeling.meta_arch import OESIR
 from oesir_d2.modeling.student_source import StudentSource
 from oesir_d2.modeling.teacher import Teacher, build_teacher
@@ -103,13 +103,7 @@ class OESIRDistillation(OESIR):
         student_map, teacher_map, image_sizes = self.compute_maps(batched_inputs)
         if has_event_storage():
             self._log_agreement(student_map, teacher_map)
-        # Sums over many cells and channels, whatever precision the networks have.
-        with torch.autocast(student_map.device.type, enabled=False):
-            student_map, teacher_map = student_map.float(), teacher_map.float()
-            return {
-                loss.name: weight * loss(student_map, teacher_map, image_sizes)
-                for weight, loss in zip(self.loss_weights, self.losses, strict=True)
-            }
+        return compute_distillation_losses(self.losses, self.loss_weights, student_map, teacher_map, image_sizes)
 
     def compute_maps(
         self, batched_inputs: list[dict[str, Any]]

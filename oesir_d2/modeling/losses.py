@@ -8,6 +8,7 @@ Shape shorthand: N images, C channels, h x w cells of the student's map, h' x w'
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -210,6 +211,25 @@ class WhitenedRegionCosineLoss(RegionCosineLoss):
 
     def compare(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         return super().compare(self.whitening(student), self.whitening(teacher))
+
+
+def compute_distillation_losses(
+    losses: Iterable[DistillationLoss],
+    weights: Iterable[float],
+    student_map: torch.Tensor,
+    teacher_map: torch.Tensor,
+    image_sizes: list[tuple[int, int]],
+) -> dict[str, torch.Tensor]:
+    """The losses of a batch by name, each times its weight; arguments as :meth:`DistillationLoss.forward`.
+
+    They sum over many cells and channels, so they are in float32 whatever precision the networks have.
+    """
+    with torch.autocast(student_map.device.type, enabled=False):
+        student_map, teacher_map = student_map.float(), teacher_map.float()
+        return {
+            loss.name: weight * loss(student_map, teacher_map, image_sizes)
+            for weight, loss in zip(weights, losses, strict=True)
+        }
 
 
 def build_distillation_losses(

@@ -121,6 +121,7 @@ def test_distillation_stage_trains_the_student_alone(
     ("config", "opts"),
     [
         ("lite0/detector.yaml", []),
+        ("lite0/detector.yaml", ["SOLVER.AMP.ENABLED", "True"]),  # in bfloat16, also on a CPU
         ("detectors/faster_rcnn_R50_FPN.yaml", [*RANDOM_R50, "MODEL.ROI_HEADS.NUM_CLASSES", "2"]),
     ],
 )
