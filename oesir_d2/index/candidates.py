@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .exact_scores import RecentVectors
+from .exact_scores import CHUNK_IMAGES, RecentVectors
 from .reader import EmbeddingIndex
 
 SLACK = 1e-5
@@ -20,9 +20,6 @@ SLACK = 1e-5
 
 LOWEST_SCORE = -1.0
 """No inner product of unit vectors is lower: the score of what an object index did not find."""
-
-# Images scored in one matrix product, where all are: 10 MB of vectors.
-_CHUNK_IMAGES = 1024
 
 
 class Candidates:
@@ -103,8 +100,8 @@ class Candidates:
         """All images that have regions, scored."""
         images = np.flatnonzero(np.diff(index.offsets))
         candidates = cls(index, vectors, query_vectors, images, np.full(len(query_vectors), -np.inf, np.float32))
-        for start in range(0, len(images), _CHUNK_IMAGES):
-            candidates.score(np.arange(start, min(start + _CHUNK_IMAGES, len(images))))
+        for start in range(0, len(images), CHUNK_IMAGES):
+            candidates.score(np.arange(start, min(start + CHUNK_IMAGES, len(images))))
         return candidates
 
     def settle(self, places: np.ndarray) -> None:

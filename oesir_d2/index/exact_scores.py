@@ -15,8 +15,9 @@ from .reader import EmbeddingIndex
 SCORE_DECIMALS = 6
 """Scores are rounded to so many decimals before they are ranked, so that rounding errors decide nothing."""
 
-# Images compared in one matrix product: 10 MB of vectors.
-_CHUNK_IMAGES = 1024
+CHUNK_IMAGES = 1024
+"""Images compared in one matrix product: 10 MB of vectors."""
+
 # Of so many images at most the vectors are kept.
 _KEPT_IMAGES = 128
 
@@ -107,9 +108,9 @@ class ExactScores:
             wanted: images to keep.
         """
         best_pairs = np.empty((len(images), self._query_vectors.shape[1]))
-        for start in range(0, len(images), _CHUNK_IMAGES):
-            similarities, offsets = self.compare(images[start : start + _CHUNK_IMAGES])
-            best_pairs[start : start + _CHUNK_IMAGES] = np.maximum.reduceat(similarities, offsets[:-1], axis=0)
+        for start in range(0, len(images), CHUNK_IMAGES):
+            similarities, offsets = self.compare(images[start : start + CHUNK_IMAGES])
+            best_pairs[start : start + CHUNK_IMAGES] = np.maximum.reduceat(similarities, offsets[:-1], axis=0)
         scores = round_scores(aggregator(best_pairs - shift)) if len(images) else np.empty(0)
         order = self._order(images, scores)[:wanted]
         return Ranked(images[order], scores[order], best_pairs[order])

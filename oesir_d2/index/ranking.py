@@ -1,6 +1,6 @@
 """Ranking images by upper bounds of their scores: the threshold algorithm's half of set search.
 
-Shape shorthand: I images of the index, Q regions of the query, D dimensions, C candidate images, F finalists.
+Shape shorthand: Q regions of the query, C candidate images, F finalists, n some candidates.
 """
 
 from __future__ import annotations
