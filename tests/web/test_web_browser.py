@@ -190,8 +190,10 @@ def save(page: Page, selector: str) -> Any:
     page.find(selector, shown=True).click()
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
+        # Chromium holds the name by an empty file until the download beside it is complete.
         for path in downloads.glob("*.json"):
-            return json.loads(path.read_text())
+            if path.stat().st_size and not list(downloads.glob("*.crdownload")):
+                return json.loads(path.read_text())
         time.sleep(0.1)
     raise AssertionError(f"nothing was saved by {selector}")
 
