@@ -101,6 +101,7 @@ STAGES = (
     _make_expand11("S1"),
     _make_expand11("S2"),
     _make_expand11("S3"),
+    *_make_contrastive("contrastive_S3_expand11", "lite0/contrastive_S3_expand11.yaml", student="S3_expand11"),
     # With a finer map for small objects.
     Stage("S3_fine", "train", "lite0/distill_S3_fine.yaml", data="photos", weights="detector", overrides=_UNWHITENED),
     *_make_contrastive("contrastive_fine", "lite0/contrastive_fine.yaml", student="S3_fine"),

@@ -166,6 +166,8 @@ class FrozenCrops(Dataset):
 
     def __init__(self, folder: Path) -> None:
         self._rows: list[tuple[Path, int, str]] = []
+        # Opened once: to map a file anew takes longer than to read a row of it.
+        self._shards: dict[Path, Any] = {}
         for path in sorted(folder.glob("*.safetensors")):
             with _open_shard(path) as shard:
                 file_names = json.loads(shard.metadata()["file_names"])
@@ -176,8 +178,8 @@ class FrozenCrops(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, row, file_name = self._rows[index]
-        with _open_shard(path) as shard:
-            tensors = {name: shard.get_slice(name)[row] for name in shard.keys()}
+        shard = self._open(path)
+        tensors = {name: shard.get_slice(name)[row] for name in shard.keys()}
         crop: dict[str, Any] = {"file_name": file_name, "features": {}}
         for name, value in tensors.items():
             if name.startswith(FEATURE_PREFIX):
@@ -185,6 +187,11 @@ class FrozenCrops(Dataset):
             else:
                 crop[name] = value
         return crop
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._shards:
+            self._shards[path] = _open_shard(path)
+        return self._shards[path]
 
 
 def _open_shard(path: Path) -> Any:

@@ -25,6 +25,12 @@ _LARGEST_EFFORT = 12
 _ERROR_OF_MEAN = 0.15
 
 
+def weigh_regions(boxes: np.ndarray) -> np.ndarray:
+    """How much each region of a query counts: the shares of its area, (Q,) float64, of boxes (Q, 4) XYXY."""
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64)
+    return areas / areas.sum()
+
+
 def choose_explainer(similar: Ranked, weights: np.ndarray) -> Ranked:
     """Choose among images that are all scored.
 

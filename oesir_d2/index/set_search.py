@@ -32,7 +32,7 @@ from ..structures import ImageEmbeddings
 from .aggregate import Aggregator, get_aggregator
 from .candidates import Candidates
 from .exact_scores import ExactScores, Ranked, RecentVectors, round_scores
-from .explainer import EXPLAINERS, choose_explainer, find_contenders
+from .explainer import EXPLAINERS, choose_explainer, find_contenders, weigh_regions
 from .object_index import ObjectIndex
 from .ranking import Ranking
 from .reader import EmbeddingIndex
@@ -199,8 +199,7 @@ class _QuerySearch:
 
     def find_explainer(self, aggregator: Aggregator) -> Ranked:
         """The image that explains most of the query; none only in an index without objects."""
-        areas = np.prod(self._query.boxes[:, 2:] - self._query.boxes[:, :2], axis=1, dtype=np.float64)
-        weights = areas / areas.sum()
+        weights = weigh_regions(self._query.boxes)
         no_shift = np.zeros(len(weights))
         if self._index.num_findable == 0:
             return self.rank(EXPLAINERS, aggregator, no_shift)
