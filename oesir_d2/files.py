@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,9 +98,22 @@ def fsync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Delete the files and folders that an interrupted process left unfinished in ``folder``."""
+def remove_temporaries(folder: Path, min_age: float = 0.0) -> None:
+    """Delete the files and folders that an interrupted process left unfinished in ``folder``.
+
+    Args:
+        folder: where they lie.
+        min_age: seconds since they were last written to. What is younger may be another process's, at work; 0 where
+            there is none.
+    """
+    newest = time.time() - min_age
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        try:
+            is_young = min_age > 0 and path.lstat().st_mtime > newest
+        except FileNotFoundError:  # its process has finished it just now
+            continue
+        if is_young:
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:

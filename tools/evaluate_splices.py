@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_config_arguments(parser, default=None)
     args = parser.parse_args(argv)
 
-    splices = read_splices(args.splices)
+    splices = read_splices(args.splices, check_files=("queries", "masks") if args.verify else ("queries",))
     retriever = Retriever(args.index, args.opts)
     json_path = prepare_output(args.json) if args.json else None
     report_path = prepare_output(args.report / "failures.html") if args.report else None

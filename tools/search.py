@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,6 +38,9 @@ be read, the others are answered, and the exit code is 2. With --verify keypoint
 first queries take longer than those after them.
 """
 NAMED_IN_ERROR = 3
+DEFAULT_CANDIDATES = 100
+# A file system allows 255 bytes a name; a mask's has a number and an extension as well, and a longer one while written.
+MAX_STEM_BYTES = 200
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--candidates",
         metavar="N",
         type=whole_number(1),
-        default=100,
-        help="with --verify: photos looked at for the query and for each pasted object (default: 100)",
+        help="with --verify: photos looked at for the query and for each pasted object "
+        f"(default: {DEFAULT_CANDIDATES})",
     )
     parser.add_argument(
         "--masks",
@@ -72,11 +76,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--report", metavar="DIR", type=Path, help="write DIR/report.html with pictures")
     add_config_arguments(parser, default=None)
     args = parser.parse_args(argv)
+    check_verify_options(args)
 
     retriever = Retriever(args.index, args.opts)
     json_path = prepare_output(args.json) if args.json else None
     report_path = prepare_output(args.report / "report.html") if args.report else None
-    masks = find_mask_folder(args)
+    masks = prepare_mask_folder(args)
     files = [ImageFile(str(path), path) for path in args.query]
     found = search_each(retriever, files, args)
     entries: list[QueryReport] = []
@@ -119,9 +124,8 @@ def search_each(
     retriever: Retriever, files: Sequence[ImageFile], args: argparse.Namespace
 ) -> Iterator[tuple[ImageFile, QueryResult | Provenance | UnreadableImageError]]:
     if args.verify:
-        yield from analyze_all(
-            ProvenanceAnalyzer(retriever, args.candidates), files, args.top_k, args.aggregate, args.box
-        )
+        analyzer = ProvenanceAnalyzer(retriever, args.candidates or DEFAULT_CANDIDATES)
+        yield from analyze_all(analyzer, files, args.top_k, args.aggregate, args.box)
         return
     if args.box is None:
         yield from retriever.search_all(files, args.top_k, args.aggregate)
@@ -133,19 +137,30 @@ def search_each(
             yield file, error
 
 
-def find_mask_folder(args: argparse.Namespace) -> Path | None:
-    if args.masks is not None and not args.verify:
-        raise ValueError("--masks needs --verify")
-    if args.masks is None and args.verify and args.json is not None:
-        return args.json.with_suffix(".masks")
-    return args.masks
+def check_verify_options(args: argparse.Namespace) -> None:
+    for name in ("masks", "candidates"):
+        if getattr(args, name) is not None and not args.verify:
+            raise ValueError(f"--{name} needs --verify")
+
+
+def prepare_mask_folder(args: argparse.Namespace) -> Path | None:
+    folder: Path | None = args.masks
+    if folder is None and args.verify and args.json is not None:
+        folder = args.json.with_suffix(".masks")
+    if folder is not None:
+        # Fails before the work if no mask can be written; a folder that is missing is made with the first one.
+        prepare_output(folder / "mask.png" if folder.exists() else folder)
+    return folder
 
 
 def write_mask(result: Provenance, folder: Path | None, number: int) -> str | None:
     if folder is None or result.findings.mask is None:
         return None
+    stem = result.query.file.path.stem
+    while len(os.fsencode(stem)) > MAX_STEM_BYTES:
+        stem = stem[:-1]
     # The number keeps queries of the same name apart.
-    path = folder / f"{number:04d}_{result.query.file.path.stem}.png"
+    path = folder / f"{number:04d}_{stem}.png"
     save_mask(result.findings.mask, path)
     return str(path)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from oesir_d2.data.datasets.photo_sizes import read_photo_size
 from oesir_d2.data.images import ImageFile, UnreadableImageError, read_image
 from oesir_d2.data.splicing import SpliceQuery, SpliceSet
 from oesir_d2.data.splicing.splices_file import ROLES
@@ -70,11 +71,14 @@ def evaluate_splices(
         verify: verify what is found, rank by the evidence, and score roles and masks as well.
 
     Raises:
-        ValueError: the index lacks sources of the set, unless ``allow_missing``; or the depth is out of range.
+        ValueError: the index lacks sources of the set, unless ``allow_missing``; the depth is out of range; or, with
+            ``verify``, a mask cannot be read or has another size than its query.
     """
     paths = {record.image_id: Path(record.path) for record in retriever.index.images}
     matches = match_database(splices, paths.items(), allow_missing)
     files = [ImageFile(query.file_name, splices.resolve(query.file_name)) for query in splices.queries]
+    if verify:
+        check_true_masks(splices)
     rankings: list[list[str]] = []
     kept: list[KeptResults] = []
     unreadable = []
@@ -104,21 +108,45 @@ def evaluate_splices(
     return ScoredSplices(splices, evaluation, kept, matches, paths, unreadable, provenance)
 
 
+def check_true_masks(splices: SpliceSet) -> None:
+    """Read all masks that show what was pasted, so that a bad one is told before hours of work and not after them.
+
+    Raises:
+        ValueError: a mask cannot be read or has another size than its query.
+    """
+    for query in splices.queries:
+        try:
+            width, height = read_photo_size(splices.resolve(query.file_name))
+        except UnreadableImageError:
+            continue  # it is not searched with either
+        for name in _list_true_masks(query):
+            mask = read_image(splices.resolve(name))
+            if (mask.width, mask.height) != (width, height):
+                raise ValueError(
+                    f"mask {splices.resolve(name)} has {mask.width} x {mask.height} pixels, expected the "
+                    f"{width} x {height} of {splices.resolve(query.file_name)}"
+                )
+
+
 def _score_provenance(
     splices: SpliceSet, query: SpliceQuery, found: Provenance, matches: Mapping[str, str]
 ) -> ProvenanceRow:
-    # A source that the index lacks has no id there, and so cannot be confirmed.
-    by_role = {role: [matches.get(s.image_id, "") for s in query.sources if s.role == role] for role in ROLES}
-    host = by_role["host"][0] if by_role["host"] else None
+    # A photo that gave several objects is one donor. A source that the index lacks has no id there.
+    by_role = {role: dict.fromkeys(s.image_id for s in query.sources if s.role == role) for role in ROLES}
+    host, *_ = [matches.get(image_id, "") for image_id in by_role["host"]] or [None]
+    donors = [matches.get(image_id, "") for image_id in by_role["donor"]]
     true_mask = _read_true_mask(splices, query)
-    donors = set(by_role["donor"])
     return score_provenance(query.file_name, found.findings, host, donors, true_mask, query.is_copy_move)
 
 
 def _read_true_mask(splices: SpliceSet, query: SpliceQuery) -> np.ndarray | None:
     """What was pasted into a query, (H, W) bool; None if a mask is missing."""
-    files = [source.mask for source in query.sources if source.role == "donor" or query.is_copy_move]
-    if not files or None in files:
-        return None
-    masks = [read_image(splices.resolve(file)).pixels[..., 0] > 127 for file in files]
-    return np.logical_or.reduce(masks)
+    names = _list_true_masks(query)
+    masks = [read_image(splices.resolve(name)).pixels[..., 0] > 127 for name in names]
+    return np.logical_or.reduce(masks) if masks else None
+
+
+def _list_true_masks(query: SpliceQuery) -> list[str]:
+    """The files that together show what was pasted into a query; none if one of them is missing."""
+    names = [source.mask for source in query.sources if source.role == "donor" or query.is_copy_move]
+    return [] if None in names else names

@@ -51,8 +51,9 @@ def score_provenance(
     Args:
         file_name: the spliced image.
         findings: about it.
-        host: the host's image id in the findings; None if the splices name none.
-        donors: the donors' image ids, each once.
+        host: the host's image id in the findings, "" for one that they cannot name; None if the splices name none.
+        donors: the donors' image ids, one entry a donor, "" for each that the findings cannot name: it counts as one
+            that was not found.
         true_mask: (H, W) bool, what was pasted; None if it is not known.
         is_copy_move: whether something was copied within the query.
     """

@@ -13,6 +13,7 @@ import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -29,6 +30,8 @@ _KEYPOINT = np.dtype([("point", "<f4", 2), ("size", "<f4"), ("angle", "<f4"), ("
 _CHECKSUM_BYTES = 4
 # The folder is measured again after this share of its bound was written.
 _MEASURE_EVERY = 1 / 16
+# Seconds after which a file that another process has begun is taken for left behind.
+_ABANDONED_AFTER = 3600.0
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +108,8 @@ class FeatureCache:
             if self._written_bytes > self._max_disk_bytes * _MEASURE_EVERY:
                 self._prune()
                 self._written_bytes = 0
+        except FileNotFoundError:  # another process is clearing the folder: the next photo may be kept
+            logger.debug("%s is not kept this time", path)
         except OSError as error:
             logger.warning("keypoints are not kept: %s: %s", error.filename, error.strerror)
             self._folder = None
@@ -115,8 +120,11 @@ class FeatureCache:
         files = []
         for entry in self._folder.iterdir():
             if entry.is_dir():
-                remove_temporaries(entry)
-                files += [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in entry.glob(f"*{SUFFIX}")]
+                remove_temporaries(entry, _ABANDONED_AFTER)
+                for path in entry.glob(f"*{SUFFIX}"):
+                    with suppress(FileNotFoundError):  # another process has pruned it
+                        status = path.stat()
+                        files.append((status.st_mtime_ns, status.st_size, path))
         excess = sum(size for _, size, _ in files) - self._max_disk_bytes
         for _, size, path in sorted(files):
             if excess <= 0:
@@ -139,12 +147,13 @@ def _read(path: Path) -> LocalFeatures | None:
     """The keypoints in a file, or None if it is not there or damaged."""
     try:
         data = path.read_bytes()
-        os.utime(path)  # it was used now
     except FileNotFoundError:
         return None
     except OSError as error:
         logger.debug("%s cannot be read: %s", path, error.strerror)
         return None
+    with suppress(OSError):  # another user's cache can be read all the same
+        os.utime(path)  # it was used now
     content = data[_CHECKSUM_BYTES:]
     if zlib.crc32(content) != int.from_bytes(data[:_CHECKSUM_BYTES], "little"):
         logger.debug("%s is damaged", path)

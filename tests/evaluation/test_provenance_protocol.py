@@ -38,6 +38,9 @@ def test_roles_and_wrong_photos_are_counted() -> None:
     assert (row.mask_iou, row.mask_f1) == pytest.approx((1 / 2, 2 / 3))
     swapped = score_provenance("q", Findings(photos), "cat", {"host"}, None)
     assert (swapped.host_confirmed, swapped.donors_confirmed, swapped.mask_iou) == (False, 0, None)
+    # Of three donors two are not in the index at all.
+    missing = score_provenance("q", Findings(photos), "", ["cat", "", ""], None)
+    assert (missing.host_confirmed, missing.donors_confirmed) == (False, pytest.approx(1 / 3))
     unknown = score_provenance("q", Findings(photos), None, (), None)
     assert (unknown.host_confirmed, unknown.donors_confirmed) == (None, None)
 

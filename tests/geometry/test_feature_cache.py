@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +92,54 @@ def test_folder_that_cannot_be_written_is_no_error(
     assert len(cache.get(SHA256, lambda: photo)) > 50
     assert len(cache.get("cd" * 32, lambda: photo)) > 50
     assert len([record for record in caplog.records if "not kept" in record.message]) == 1
+
+
+def test_cache_that_can_be_read_but_not_written_is_used(
+    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of another user, whose files' times cannot be set."""
+    features = fill(tmp_path, photo)
+
+    def forbid(path: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    monkeypatch.setattr(os, "utime", forbid)
+    assert_same(FeatureCache(tmp_path, OPTIONS).get(SHA256, refuse), features)
+
+
+def test_processes_leave_each_others_unfinished_files_alone(tmp_path: Path, photo: np.ndarray) -> None:
+    """A new cache's first write measures the folder: what another process writes just then stays."""
+    (tmp_path / "ab").mkdir()
+    young, abandoned = tmp_path / "ab" / ".tmp-1-young", tmp_path / "ab" / ".tmp-2-abandoned"
+    for path in (young, abandoned):
+        path.write_bytes(b"half")
+    two_hours_ago = time.time() - 7200
+    os.utime(abandoned, (two_hours_ago, two_hours_ago))
+    # A file that was listed and is gone when it is looked at, as this link without an end is.
+    (tmp_path / "ab" / "gone.features").symlink_to("nowhere")
+    cache = FeatureCache(tmp_path, OPTIONS)
+    cache.get(SHA256, lambda: photo)
+    assert young.exists() and not abandoned.exists()
+    cache.get("cd" * 32, lambda: photo)
+    FeatureCache(tmp_path, OPTIONS).get("cd" * 32, refuse)
+
+
+def test_file_that_another_process_deletes_while_it_is_written_costs_that_file_only(
+    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = FeatureCache(tmp_path, OPTIONS)
+    rename = os.replace
+
+    def delete_first(source: Path, target: Path) -> None:
+        os.unlink(source)
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", delete_first)
+        cache.get(SHA256, lambda: photo)
+    assert list(tmp_path.rglob("*.features")) == [] and caplog.records == []
+    cache.get("cd" * 32, lambda: photo)
+    assert len(list(tmp_path.rglob("*.features"))) == 1
 
 
 def test_size_on_disk_is_bounded(tmp_path: Path, photo: np.ndarray) -> None:
