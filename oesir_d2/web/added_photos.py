@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -22,7 +22,7 @@ COMMON_EXTENSIONS = (".jpg", ".png", ".webp", ".tif", ".gif", ".bmp")
 
 @contextmanager
 def open_copies(
-    folder: Path, index: Path, list_indexed: Callable[[], Collection[str]]
+    folder: Path, index: Path, find_indexed: Callable[[Collection[str]], Collection[str]]
 ) -> Iterator[Callable[[Path], ImageFile]]:
     """Copy photos into the folder of added photos; those that the index does not know in the end are deleted.
 
@@ -32,7 +32,7 @@ def open_copies(
     Args:
         folder: of the added photos; made if missing.
         index: the index that they are added to.
-        list_indexed: gives the ids of the photos that the index holds now.
+        find_indexed: of some ids, those of photos that the index holds now.
 
     Yields:
         What copies a photo that was looked at, under a name made from its content: the same content has the same name,
@@ -44,23 +44,40 @@ def open_copies(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".adding-{hashlib.sha256(os.fsencode(index.resolve())).hexdigest()[:16]}"
-    with open(path, "a+", encoding="ascii") as names:
-        fcntl.flock(names, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _delete_unknown(folder, names, list_indexed())
+    with _open_list(path) as names:
+        _delete_unknown(folder, names, find_indexed)
         try:
             yield lambda photo: _keep_photo(photo, folder, names)
         finally:
-            _delete_unknown(folder, names, list_indexed())
+            _delete_unknown(folder, names, find_indexed)
+            path.unlink()
 
 
-def _delete_unknown(folder: Path, names: TextIO, indexed: Collection[str]) -> None:
+def _open_list(path: Path) -> TextIO:
+    """The list of new copies, locked."""
+    while True:
+        names = open(path, "a+", encoding="ascii")
+        try:
+            fcntl.flock(names, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who had the lock until now has deleted the list that was opened here.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(names.fileno()), os.stat(path)):
+                    return names
+        except BaseException:
+            names.close()
+            raise
+        names.close()
+
+
+def _delete_unknown(folder: Path, names: TextIO, find_indexed: Callable[[Collection[str]], Collection[str]]) -> None:
     names.seek(0)
     listed = names.read().split()
     if listed:
         remove_temporaries(folder)
-    for name in listed:
-        if _make_id(name) not in indexed:
-            (folder / name).unlink(missing_ok=True)
+        indexed = find_indexed([_make_id(name) for name in listed])
+        for name in listed:
+            if _make_id(name) not in indexed:
+                (folder / name).unlink(missing_ok=True)
     names.truncate(0)
 
 

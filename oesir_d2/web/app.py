@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -17,6 +15,7 @@ from oesir_d2.web.gate import Gate
 from oesir_d2.web.jobs import DeskOpener
 from oesir_d2.web.pictures import PictureStore
 from oesir_d2.web.queue import JobQueue
+from oesir_d2.web.scratch_folder import ScratchFolder
 from oesir_d2.web.settings import LOOPBACK_HOSTS, MEGABYTE, WebSettings
 from oesir_d2.web.uploads import UploadStore
 from oesir_d2.web.worker import Worker
@@ -43,11 +42,11 @@ class WebApp:
             settings.add_folder.mkdir(parents=True, exist_ok=True)
         self._worker = Worker(DeskOpener(settings))
         self._worker.start()
-        folder = Path(tempfile.mkdtemp(prefix="oesir_d2-web-"))
+        self._scratch = ScratchFolder()
         # Nothing is ever written there: uploads do not reach Gradio.
-        os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
+        os.environ["GRADIO_TEMP_DIR"] = str(self._scratch.path / "gradio")
         self._queue = JobQueue(self._worker.run, settings.max_waiting, settings.timeout)
-        self._uploads = UploadStore(folder, 2 * settings.max_waiting, settings.timeout)
+        self._uploads = UploadStore(self._scratch.path, 2 * settings.max_waiting, settings.timeout)
         pictures = PictureStore(PICTURES_BYTES)
         may_add = settings.add_folder is not None
         self.service = WebService(self._queue, self._uploads, pictures, images, may_add)
@@ -64,6 +63,7 @@ class WebApp:
         self._queue.close()
         self._worker.stop()
         self._uploads.close()
+        self._scratch.delete()
 
 
 def make_asgi_app(settings: WebSettings, service: WebService) -> ASGIApp:

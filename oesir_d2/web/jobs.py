@@ -7,7 +7,7 @@ its label, never by a path of this machine.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,13 +156,19 @@ class Desk:
     def _clear_copies(self, folder: Path) -> None:
         """Delete what a process that was ended in the middle of adding photos has copied in vain."""
         try:
-            with open_copies(folder, self._settings.index, self._list_indexed):
+            with open_copies(folder, self._settings.index, self._find_indexed):
                 pass
         except OSError as error:
             logger.warning("Copies of photos that were not added may be left in %s: %s", folder, error)
 
-    def _list_indexed(self) -> set[str]:
-        return {record.image_id for record in self._retriever.index.images}
+    def _find_indexed(self, image_ids: Collection[str]) -> set[str]:
+        missing = set(image_ids)
+        # What was added last lies at the end; a large index has too many records to read them all.
+        for record in reversed(self._retriever.index.images):
+            if not missing:
+                break
+            missing.discard(record.image_id)
+        return set(image_ids) - missing
 
     def _read(self, path: Path, label: str) -> DecodedImage:
         try:
@@ -244,7 +250,7 @@ class Desk:
         files: dict[str, ImageFile] = {}
         refused = []
         try:
-            with open_copies(folder, self._settings.index, self._list_indexed) as keep_photo:
+            with open_copies(folder, self._settings.index, self._find_indexed) as keep_photo:
                 for number, (path, label) in enumerate(job.photos):
                     report_progress(0.5 * number / len(job.photos), f"reading photo {number + 1} of {len(job.photos)}")
                     try:

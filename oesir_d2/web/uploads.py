@@ -41,15 +41,18 @@ class UploadStore:
     Args:
         folder: where they lie; nothing else is in it.
         max_kept: when more are kept, the oldest one goes.
-        max_age: seconds after which a kept one goes.
+        max_age: seconds after which a kept one goes, whether or not anybody asks for anything.
     """
 
     def __init__(self, folder: Path, max_kept: int, max_age: float) -> None:
         self.folder = folder
         self._max_kept = max_kept
         self._max_age = max_age
-        self._lock = threading.Lock()
         self._kept: OrderedDict[str, tuple[float, Upload]] = OrderedDict()
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._drop_in_time, name="old uploads", daemon=True)
+        self._thread.start()
 
     def save(self, stream: BinaryIO, label: str | None) -> Upload:
         """Write a file.
@@ -73,40 +76,51 @@ class UploadStore:
 
     def keep(self, upload: Upload) -> str:
         """Let a file stay when its request ends; the id by which another can take it."""
-        with self._lock:
+        with self._changed:
             self._kept[upload.id] = (time.monotonic(), upload)
-        self._drop_old()
+            self._drop_old()
+            self._changed.notify()
         return upload.id
 
     def take(self, upload_id: str) -> Upload | None:
         """The kept file of this id, once: it belongs to the caller then. None if there is none (any more)."""
-        self._drop_old()
-        with self._lock:
+        with self._changed:
+            self._drop_old()
             kept = self._kept.pop(upload_id, None)
         return kept[1] if kept else None
 
     def discard(self, upload: Upload) -> None:
         """Delete a file, unless it was kept."""
-        with self._lock:
+        with self._changed:
             is_kept = upload.id in self._kept
         if not is_kept:
             upload.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Delete every file and the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete the files that are kept; no more may be."""
+        with self._changed:
+            self._closed = True
+            self._max_kept = 0
+            self._drop_old()
+            self._changed.notify()
+        self._thread.join()
+
+    def _drop_in_time(self) -> None:
+        """What the thread does: wait until the oldest kept file has had its time, and again."""
+        with self._changed:
+            while not self._closed:
+                self._drop_old()
+                kept_at = next(iter(self._kept.values()))[0] if self._kept else None
+                self._changed.wait(None if kept_at is None else kept_at + self._max_age - time.monotonic())
 
     def _drop_old(self) -> None:
+        """Delete what is too much or too old; called with the lock held."""
         oldest_allowed = time.monotonic() - self._max_age
-        dropped = []
-        with self._lock:
-            while self._kept:
-                upload_id, (kept_at, upload) = next(iter(self._kept.items()))
-                if len(self._kept) <= self._max_kept and kept_at >= oldest_allowed:
-                    break
-                del self._kept[upload_id]
-                dropped.append(upload)
-        for upload in dropped:
+        while self._kept:
+            upload_id, (kept_at, upload) = next(iter(self._kept.items()))
+            if len(self._kept) <= self._max_kept and kept_at > oldest_allowed:
+                break
+            del self._kept[upload_id]
             upload.path.unlink(missing_ok=True)
 
 

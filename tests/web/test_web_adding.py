@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from oesir_d2.index import EmbeddingIndex
 from oesir_d2.index.lock import WriterLock
 from oesir_d2.web.__main__ import listen, main
 from oesir_d2.web.added_photos import open_copies
+from oesir_d2.web.scratch_folder import ScratchFolder
 from oesir_d2.web.uploads import UploadStore, make_label
 
 
@@ -50,7 +54,7 @@ def test_added_photos_are_found_at_once(growing: Any, tmp_path: Path, rng: np.ra
         {"file": "bad.jpg", "error": "bad.jpg cannot be read: not an image of a known format, or its header is damaged"}
     ]
     # By their content they are JPEG files, whatever they were called.
-    kept = list(growing.added.glob("[!.]*"))
+    kept = list(growing.added.iterdir())
     assert sorted(f"added/{path.name}" for path in kept) == sorted(answer["added"])
     assert all(path.suffix == ".jpg" and path.stem.isalnum() for path in kept)
     for _, (_, content) in files:
@@ -90,7 +94,7 @@ def test_copies_of_a_process_that_was_killed_are_deleted_by_the_next(
     folder = tmp_path / "added"
     script = (
         "import os, signal, sys; from pathlib import Path; from oesir_d2.web.added_photos import open_copies\n"
-        "with open_copies(Path(sys.argv[1]), Path(sys.argv[2]), set) as keep:\n"
+        "with open_copies(Path(sys.argv[1]), Path(sys.argv[2]), lambda _: set()) as keep:\n"
         "    for path in sys.argv[3:]: print(keep(Path(path)).image_id, flush=True)\n"
         "    (Path(sys.argv[1]) / '.tmp-1-half').write_bytes(b'half a photo')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
@@ -102,13 +106,28 @@ def test_copies_of_a_process_that_was_killed_are_deleted_by_the_next(
     assert len(ids) == 3 and len(list(folder.glob("*.jpg"))) == 3
     mine = folder / "mine.jpg"
     mine.write_bytes(b"nobody's business")
-    with open_copies(folder, growing.index, lambda: {ids[0]}) as keep:
+    with open_copies(folder, growing.index, lambda _: {ids[0]}) as keep:
         assert {path.name for path in folder.glob("[!.]*")} == {Path(ids[0]).name, "mine.jpg"}
         assert list(folder.glob(".tmp-*")) == []
         keep(photos[1])
-        with pytest.raises(BlockingIOError), open_copies(folder, growing.index, set):
+        with pytest.raises(BlockingIOError), open_copies(folder, growing.index, lambda _: set()):
             pass
-    assert {path.name for path in folder.glob("[!.]*")} == {Path(ids[0]).name, "mine.jpg"}
+    assert {path.name for path in folder.iterdir()} == {Path(ids[0]).name, "mine.jpg"}
+
+
+def test_index_is_asked_for_new_copies_only(tmp_path: Path, photos: Path) -> None:
+    asked: list[Collection[str]] = []
+
+    def find_indexed(ids: Collection[str]) -> Collection[str]:
+        asked.append(list(ids))
+        return ids
+
+    ids = []
+    for name in ("coffee.png", "coins.png", "coffee.png"):
+        with open_copies(tmp_path / "added", tmp_path / "index", find_indexed) as keep:
+            ids.append(keep(photos / name).image_id)
+    assert asked == [[ids[0]], [ids[1]]] and ids[2] == ids[0]
+    assert sorted(f"added/{path.name}" for path in (tmp_path / "added").iterdir()) == sorted(set(ids))
 
 
 @pytest.mark.parametrize(
@@ -165,8 +184,6 @@ def test_labels_are_harmless(name: str | None, label: str) -> None:
 
 
 def test_uploads_that_nobody_takes_go(tmp_path: Path) -> None:
-    import io
-
     store = UploadStore(tmp_path, max_kept=2, max_age=1000)
     uploads = [store.save(io.BytesIO(b"%d" % number), "a") for number in range(3)]
     ids = [store.keep(upload) for upload in uploads]
@@ -177,6 +194,50 @@ def test_uploads_that_nobody_takes_go(tmp_path: Path) -> None:
     assert uploads[2].path.exists(), "it is kept"
     store.discard(taken)
     assert not taken.path.exists()
-    expiring = UploadStore(tmp_path, max_kept=2, max_age=0)
-    old = expiring.save(io.BytesIO(b"old"), "a")
-    assert expiring.take(expiring.keep(old)) is None and not old.path.exists()
+    store.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_uploads_go_in_time_though_nobody_asks_for_anything(tmp_path: Path) -> None:
+    store = UploadStore(tmp_path, max_kept=2, max_age=0.2)
+    uploads = [store.save(io.BytesIO(b"old"), "a") for _ in range(2)]
+    ids = [store.keep(upload) for upload in uploads]
+    deadline = time.monotonic() + 60
+    while any(upload.path.exists() for upload in uploads):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert [store.take(upload_id) for upload_id in ids] == [None, None]
+    store.close()
+
+
+def test_folder_of_an_app_that_was_killed_is_deleted_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import os, signal, sys; from oesir_d2.web.scratch_folder import ScratchFolder\n"
+        "folder = ScratchFolder(); (folder.path / 'upload').write_bytes(b'a photo'); print(folder.path, flush=True)\n"
+        "if sys.argv[1] == 'die': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.stdin.read(); folder.delete()"
+    )
+
+    def start(what: str) -> tuple[subprocess.Popen[str], Path]:
+        command = [sys.executable, "-c", script, what]
+        environment = os.environ | {"TMPDIR": str(tmp_path)}
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        return process, Path(process.stdout.readline().strip())
+
+    living, its_folder = start("live")
+    killed, left_behind = start("die")
+    assert killed.wait(120) == -signal.SIGKILL and left_behind.parent == tmp_path
+    (tmp_path / "oesir_d2-web-link").symlink_to(its_folder)
+    (tmp_path / "others").mkdir()
+    assert (left_behind / "upload").exists()
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = ScratchFolder()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {mine.path.name, its_folder.name, "oesir_d2-web-link", "others"}
+    assert (its_folder / "upload").exists()
+    mine.delete()
+    living.communicate(timeout=120)
+    assert {path.name for path in tmp_path.iterdir()} == {"oesir_d2-web-link", "others"}
