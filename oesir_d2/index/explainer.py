@@ -26,8 +26,13 @@ _ERROR_OF_MEAN = 0.15
 
 
 def weigh_regions(boxes: np.ndarray) -> np.ndarray:
-    """How much each region of a query counts: the shares of its area, (Q,) float64, of boxes (Q, 4) XYXY."""
+    """How much each region of a query counts: the shares of its area, (Q,) float64, of boxes (Q, 4) XYXY.
+
+    If none has an area, as a box that is thinner than its numbers can tell, all count the same.
+    """
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64)
+    if not areas.any():
+        areas = np.ones_like(areas)
     return areas / areas.sum()
 
 

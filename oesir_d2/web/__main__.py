@@ -22,8 +22,6 @@ EXAMPLES = """examples:
 
 With --host other machines can reach the app. It has no passwords: put a proxy that has in front of it.
 """
-MAX_CONNECTIONS = 256
-KEEP_ALIVE_SECONDS = 5
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         import uvicorn
 
         from oesir_d2.web.app import WebApp
+        from oesir_d2.web.server import configure_server
     except ModuleNotFoundError as error:
         raise ValueError(f"the web app needs the package {error.name}; run: pip install 'oesir_d2[web]'") from None
 
@@ -39,20 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     listener = listen(settings.host, settings.port)
     with listener, WebApp(settings) as web:
-        config = uvicorn.Config(
-            web.asgi,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=KEEP_ALIVE_SECONDS,
-        )
         name = f"[{settings.host}]" if ":" in settings.host else settings.host
         print(f"http://{name}:{listener.getsockname()[1]}/", flush=True)
         if not settings.is_loopback:
             print("web: other machines can reach this app, and it asks for no password", file=sys.stderr)
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(configure_server(web.asgi)).run(sockets=[listener])
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> WebSettings:

@@ -22,12 +22,11 @@ from oesir_d2.report.linking import link_matches
 from oesir_d2.report.provenance import ProvenanceReport, describe_evidence, describe_verdict
 from oesir_d2.report.provenance_page import SLIDER_SCRIPT, TITLE, provenance_section
 from oesir_d2.web.added_photos import open_copies
-from oesir_d2.web.settings import WebSettings
+from oesir_d2.web.settings import MEGAPIXEL, WebSettings
 from oesir_d2.web.thumbnails import draw_picture, draw_result, encode_jpeg, encode_png
 from oesir_d2.web.worker import RefusedError
 
 PREVIEW_LONG_SIDE = 1280
-MEGAPIXEL = 1_000_000
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from importlib.resources import files
@@ -96,7 +97,7 @@ def _make_search(service: WebService) -> Callable[..., Any]:
         upload_id, box = parse_request(request)
         upload = service.uploads.take(upload_id)
         if upload is None:
-            raise gr.Error("This photo is not held any more; choose it again.", print_exception=False)
+            raise _make_error("This photo is not held any more; choose it again.")
         try:
             count = min(max(int(top_k), 1), MAX_TOP_K)
             job = SearchJob(upload.path, upload.label, box, count, bool(verify), with_report=True)
@@ -105,7 +106,7 @@ def _make_search(service: WebService) -> Callable[..., Any]:
                 progress(share, desc=text)
             answer: SearchAnswer = ticket.future.result()
         except (RefusedError, QueueFullError, JobTimeoutError, WorkerDiedError) as error:
-            raise gr.Error(describe_problem(error)[1], print_exception=False) from None
+            raise _make_error(describe_problem(error)[1]) from None
         finally:
             service.uploads.discard(upload)
         return render_results(answer, service), render_report_frame(answer.report)
@@ -129,8 +130,13 @@ def parse_request(text: str) -> tuple[str, tuple[float, float, float, float] | N
     if not problem and not (isinstance(upload_id, str) and (corners is None or len(corners) == 4)):
         problem = "This request was not understood."
     if problem:
-        raise gr.Error(problem, print_exception=False)
+        raise _make_error(problem)
     return upload_id, None if corners is None else (corners[0], corners[1], corners[2], corners[3])
+
+
+def _make_error(message: str) -> gr.Error:
+    """A message for the user, in which a file may be named; Gradio would take it for HTML."""
+    return gr.Error(html.escape(message), print_exception=False)
 
 
 def _read(name: str) -> str:

@@ -125,16 +125,6 @@ class JobQueue:
             if not ticket.future.done():
                 ticket.give_up()
 
-    async def answer(self, ticket: Ticket) -> Any:
-        """The job's answer.
-
-        Raises:
-            JobTimeoutError: it took too long; and whatever the job itself ended with.
-        """
-        async for _ in self.follow(ticket):
-            pass
-        return ticket.future.result()
-
     def close(self) -> None:
         """Give up every job and end the thread."""
         with self._changed:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from oesir_d2.data.images import MAX_PIXELS
+
 MEGABYTE = 2**20
+MEGAPIXEL = 1_000_000
+# Pillow has a bound of its own.
+LARGEST_MEGAPIXELS = MAX_PIXELS // MEGAPIXEL
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -19,7 +24,8 @@ class WebSettings:
         host: address to listen on.
         port: port to listen on; 0 for any free one.
         max_upload_mb: largest file taken, in mebibytes.
-        max_megapixels: a photo of more million pixels is refused before it is decoded.
+        max_megapixels: a photo of more million pixels is refused before it is decoded; at most
+            ``LARGEST_MEGAPIXELS``.
         timeout: seconds from the arrival of a request to its answer, waiting and upload included.
         max_waiting: searches that may wait while one runs; one more is refused.
         add_folder: where photos that users add are kept; None if none may be added.
@@ -46,6 +52,11 @@ class WebSettings:
         for name in ("max_upload_mb", "max_megapixels", "timeout", "max_waiting"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} {getattr(self, name)} is not allowed, expected more than 0")
+        if self.max_megapixels > LARGEST_MEGAPIXELS:
+            raise ValueError(
+                f"max_megapixels {self.max_megapixels} is not allowed, expected 1 to {LARGEST_MEGAPIXELS}: "
+                "of larger photos none is decoded"
+            )
 
     @property
     def max_upload_bytes(self) -> int:

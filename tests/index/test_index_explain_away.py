@@ -130,3 +130,17 @@ def test_many_regions_on_a_small_object_do_not_make_its_photo_the_first(searcher
     searcher = searcher_of([make("donor", [1], [small]), make("host", [0], [large]), make("other", [3], [large])])
     results = searcher.search(make("query", [1, 1, 1, 0], [small, small, small, large]), top_k=3, explain_away=1.0)
     assert [result.image_id for result in results] == ["host", "donor", "other"]
+
+
+def test_box_of_no_area_is_searched_with_all_the_same(searcher_of, make_image):
+    """A box that is thinner than single precision can tell, alone or twice."""
+    thin = np.array([[10, 10, 10.0000001, 10.0000001]], dtype=np.float32)
+    searcher = searcher_of([make_image("a"), make_image("b")])
+    for count in (1, 2):
+        query = make_image("query", count)
+        boxes = np.repeat(thin, count, axis=0)
+        query = ImageEmbeddings("query", query.vectors, boxes, query.scores, query.classes)
+        with np.errstate(all="raise"):
+            results = searcher.search(query, top_k=2, explain_away=1.0)
+        assert sorted(result.image_id for result in results) == ["a", "b"]
+        assert np.isfinite([result.score for result in results]).all()

@@ -137,6 +137,7 @@ def test_index_is_asked_for_new_copies_only(tmp_path: Path, photos: Path) -> Non
         (["--index", "."], "is not an index"),
         ([], "--index"),
         (["--index", "nowhere", "--port", "70000"], "port 70000 is not allowed"),
+        (["--index", "nowhere", "--max-megapixels", "179"], "max_megapixels 179 is not allowed, expected 1 to 178"),
         (["--index", "nowhere", "--timeout", "-1"], "'-1' is not allowed"),
         (["--index", "nowhere", "--host", "no.such.host.invalid"], "is not an address of this machine"),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import html
 import io
 import json
 import re
@@ -10,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gradio
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,9 +23,12 @@ from oesir_d2.engine.retrieval import Retriever
 from oesir_d2.geometry import Findings, GeometricMatch, PhotoFinding, SplicePart
 from oesir_d2.web import jobs
 from oesir_d2.web.api import WebService
+from oesir_d2.web.page import _make_search, parse_request
 from oesir_d2.web.pictures import PictureStore
+from oesir_d2.web.queue import JobQueue, Ticket
 from oesir_d2.web.results import render_report_frame, render_results
 from oesir_d2.web.settings import WebSettings
+from oesir_d2.web.uploads import UploadStore
 from oesir_d2.web.worker import RefusedError
 
 PART = np.array([[10, 10], [60, 10], [60, 50], [10, 50]], dtype=np.float32)
@@ -124,6 +130,34 @@ def test_too_many_pixels_are_refused_by_the_label(desk: Any, tmp_path: Path) -> 
         with pytest.raises(RefusedError, match=r"a\.png cannot be read: decompression bomb") as refused:
             desk(job, lambda *_: None)
         assert refused.value.status == 415 and str(tmp_path) not in refused.value.message
+
+
+@pytest.mark.parametrize("kind", ["refusal", "request"])
+def test_messages_to_the_page_are_text_and_no_html(kind: str, tmp_path: Path) -> None:
+    """Gradio shows the message of an error as HTML; a photo's name may be in it."""
+    hostile = "<img src=x onerror=alert(1)>.png cannot be read"
+
+    async def refuse() -> None:
+        def run(_: Ticket) -> None:
+            raise RefusedError(415, hostile)
+
+        queue = JobQueue(run, 1, 60)
+        uploads = UploadStore(tmp_path, 1, 60)
+        try:
+            upload = uploads.save(io.BytesIO(b"x"), "x")
+            service = WebService(queue, uploads, PictureStore(1), 0, False)
+            search = _make_search(service)
+            await search(json.dumps({"upload": uploads.keep(upload)}), 1, False, lambda *_, **__: None)
+        finally:
+            queue.close()
+            uploads.close()
+
+    with pytest.raises(gradio.Error) as error:
+        if kind == "refusal":
+            asyncio.run(refuse())
+        else:
+            parse_request(json.dumps({"problem": hostile}))
+    assert html.unescape(error.value.message) == hostile and "<" not in error.value.message
 
 
 def test_pictures_are_held_up_to_their_bytes() -> None:

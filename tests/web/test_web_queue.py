@@ -83,8 +83,14 @@ def test_who_waits_too_long_is_told_in_time(make_queue: Any, keeper: Gatekeeper)
     running = queue.submit(1)
     keeper.begun.acquire()
     waiting = queue.submit(2)
+
+    async def wait() -> None:
+        async for _ in queue.follow(waiting):
+            pass
+        waiting.future.result()
+
     with pytest.raises(JobTimeoutError):
-        asyncio.run(queue.answer(waiting))
+        asyncio.run(wait())
     with pytest.raises(JobTimeoutError):
         running.future.result(10)
     assert keeper.done == []
