@@ -80,6 +80,7 @@ class WholeQueryVerifier:
         for result in results:
             if result.image_id not in seen and len(hosts) < wanted:
                 seen.add(result.image_id)
+                self._photos.expect([result])
                 verified = self.verify(result)
                 if verified is not None and verified.is_host:
                     hosts.append(verified)
@@ -93,6 +94,7 @@ class WholeQueryVerifier:
             check: called before each candidate with the share of the work that is done.
         """
         found = []
+        self._photos.expect(results)
         for number, result in enumerate(results):
             check(number / len(results))
             if self._has_matching_pair(result):

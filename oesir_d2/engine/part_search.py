@@ -139,6 +139,7 @@ def verify_candidates(
         By image id, the matches found, of whatever confidence.
     """
     found: dict[str, GeometricMatch] = {}
+    photos.expect(results)
     candidates = [result for result in results if result.image_id not in skip]
     for number, result in enumerate(candidates):
         check(0.8 * number / len(candidates))

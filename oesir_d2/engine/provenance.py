@@ -123,6 +123,8 @@ class ProvenanceAnalyzer:
         tell("searching", 0.0)
         embedded = self._retriever.embedder.embed(file, None if box is None else [box])
         ranked = self._retriever.rank(embedded.embeddings, top_k, aggregate)
+        self._photos.begin_query()
+        self._photos.expect(ranked)
         query = load_working_photo(file.path, self._retriever.cfg.INPUT.OESIR.MAX_PIXELS)
         if not ranked:  # an empty index
             return Provenance(embedded, [], Findings())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from oesir_d2.data.images import UnreadableImageError, read_image
 from oesir_d2.files import sha256_of_file
 from oesir_d2.geometry import FeatureCache, FeatureOptions, LocalFeatures, PhotoSize, working_size
-from oesir_d2.index import EmbeddingIndex
+from oesir_d2.index import EmbeddingIndex, ImageRecord, SearchResult
 
 FEATURES_FOLDER = "keypoints"
 """Folder of the keypoints' cache in an index."""
@@ -55,7 +56,7 @@ def load_working_photo(path: str | Path, max_pixels: int) -> WorkingPhoto:
 
 
 class SourcePhotos:
-    """Photos of an index by their ids.
+    """Photos of an index by their ids: those that the searches for one query have found.
 
     A photo that is gone, cannot be read or was changed since it was indexed counts as one without keypoints.
 
@@ -75,17 +76,31 @@ class SourcePhotos:
         options: FeatureOptions = FeatureOptions(),  # noqa: B008 - it is immutable
     ) -> None:
         self.options = options
-        self._records = {record.image_id: record for record in index.images}
+        # A large index has too many to hold them all.
+        self._records: dict[str, ImageRecord] = {}
         self._max_pixels = max_pixels
         self._cache = FeatureCache(index.path / FEATURES_FOLDER, options)
         self._held: OrderedDict[str, WorkingPhoto] = OrderedDict()
+        self._reported: set[str] = set()
+
+    def begin_query(self) -> None:
+        """Forget what was found for other queries; pixels and keypoints that are held stay."""
+        self._records.clear()
+
+    def expect(self, results: Iterable[SearchResult]) -> None:
+        """Know the photos of some results of a search, which can be asked for from now on."""
+        for result in results:
+            assert result.record is not None, f"{result.image_id} was not found by a search"
+            self._records[result.image_id] = result.record
 
     def features_of(self, image_id: str) -> LocalFeatures:
         """The keypoints of a photo in pixels of its working size; none if it is not there any more."""
         try:
             return self._cache.get(self._records[image_id].sha256, lambda: self.load(image_id).pixels)
         except UnreadableImageError as error:
-            logger.warning("left unverified: %s", error)
+            if image_id not in self._reported:  # each part of each query asks for it
+                self._reported.add(image_id)
+                logger.warning("left unverified: %s", error)
             return LocalFeatures.empty()
 
     def size_of(self, image_id: str) -> PhotoSize:

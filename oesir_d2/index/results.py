@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .records import ImageRecord
+
 Box = tuple[float, float, float, float]
 
 BOX_DECIMALS = 2
@@ -43,6 +45,7 @@ class SearchResult:
         score: what it was ranked by, rounded to 6 decimals: its similarity to the query, or from rank 2 on, if the
             first result explained the query away, what it has beyond the first.
         matches: the best pairs of regions, in the order of what each contributes to the ranking.
+        record: what the index knows of the file; None in a result that was not made by a search.
     """
 
     rank: int
@@ -50,13 +53,16 @@ class SearchResult:
     path: str
     score: float
     matches: list[RegionMatch]
+    record: ImageRecord | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The result as ``tools/search.py --json`` writes it: plain dicts, lists, strings and numbers.
 
         Boxes are rounded to ``BOX_DECIMALS``, those of the query's regions alike, so that equal boxes stay equal.
+        The record is left out.
         """
         content = asdict(self)
+        del content["record"]
         for match in content["matches"]:
             match.update(query_box=round_box(match["query_box"]), database_box=round_box(match["database_box"]))
         return content

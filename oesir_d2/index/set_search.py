@@ -151,7 +151,7 @@ class SetSearcher:
             # A ranking of the whole database would read all its vectors once more.
             records = [self._index.images[image] for image in images.tolist()]
             return [
-                SearchResult(rank, record.image_id, record.path, score, [])
+                SearchResult(rank, record.image_id, record.path, score, [], record)
                 for rank, (record, score) in enumerate(zip(records, scores.tolist(), strict=True), start=1)
             ]
         similarities, offsets = search.exact_scores.compare(images)
@@ -169,7 +169,7 @@ class SetSearcher:
                 for q in np.argsort(-contributions, kind="stable")[:matches_per_result].tolist()
             ]
             record = self._index.images[image]
-            results.append(SearchResult(place + 1, record.image_id, record.path, score, matches))
+            results.append(SearchResult(place + 1, record.image_id, record.path, score, matches, record))
         return results
 
 
