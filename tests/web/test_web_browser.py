@@ -220,3 +220,12 @@ def test_files_that_are_no_photos_are_told_on_the_page(page: Page, tmp_path: Pat
     page.driver.get_log("browser")
     page.find("#search").click()
     assert "Choose a photo first" in page.find(".toast-body", shown=True).text
+
+
+def test_name_of_a_photo_is_text_in_messages(page: Page, tmp_path: Path) -> None:
+    large = tmp_path / "<b>'large'.png"
+    Image.new("L", (2500, 2000)).save(large)
+    page.choose(large)
+    page.find("#search").click()
+    message = page.find(".toast-body", shown=True).text
+    assert f"{large.name} cannot be read: decompression bomb" in message
