@@ -50,7 +50,7 @@ def open_copies(
             yield lambda photo: _keep_photo(photo, folder, names)
         finally:
             _delete_unknown(folder, names, find_indexed)
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _open_list(path: Path) -> TextIO:
