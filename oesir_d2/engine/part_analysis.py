@@ -35,6 +35,7 @@ from oesir_d2.geometry import (
 )
 from oesir_d2.geometry.confidence import difference_confidence
 from oesir_d2.geometry.transforms import apply_transform
+from oesir_d2.index import SearchResult
 
 # What lies where the host has it is no copy. In pixels of the working query.
 _MIN_COPY_DISTANCE = 8.0
@@ -152,7 +153,7 @@ class PartAnalyzer:
         image_id = self._host.result.image_id
         source = self._photos.features_of(image_id)
         # The host's own keypoints at the part's rim, where nothing was copied, would be the best match of all.
-        is_elsewhere = _lies_outside(apply_transform(self._host.match.transform, source.points), mask)
+        is_elsewhere = ~find_points_within(apply_transform(self._host.match.transform, source.points), mask)
         match = verify_match(features, source.select(np.flatnonzero(is_elsewhere)), PART_OPTIONS)
         match = proof.find_best(image_id, (match,))
         if match is None or match.confidence < MIN_CONFIDENCE:
@@ -170,6 +171,16 @@ class PartAnalyzer:
             return None
         match = weigh_appearance(self._query.pixels, self._query.pixels, match, mask)
         return match if match.confidence >= MIN_CONFIDENCE and _is_far(match) else None
+
+    def place(self, mask: np.ndarray, result: SearchResult, match: GeometricMatch) -> AnalysedPart:
+        """A part whose source is known already.
+
+        Args:
+            mask: (H, W) bool at working size, not empty.
+            result: the source, as the search found it; not the host.
+            match: its evidence, at working size.
+        """
+        return self._assign(mask, result.image_id, match, PartSources([result], {}))
 
     def _assign(self, mask: np.ndarray, image_id: str, match: GeometricMatch, sources: PartSources) -> AnalysedPart:
         """A part from a donor, or from another place of the host."""
@@ -189,13 +200,13 @@ class PartAnalyzer:
         return refine_with_donor(mask, self._host.comparison.difference, self._query.pixels, source, match)
 
 
-def _lies_outside(points: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """Which points (N, 2) of the query lie outside of a part, (N,) bool."""
+def find_points_within(points: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Which points (N, 2) of the query lie in a part (H, W) bool or at its rim, (N,) bool."""
     height, width = part.shape
     columns, rows = np.rint(points.clip(-1, [width, height])).astype(int).T
     outside = (columns < 0) | (rows < 0) | (columns >= width) | (rows >= height)
     near = _widen(part)[rows.clip(0, height - 1), columns.clip(0, width - 1)]
-    return outside | (near == 0)
+    return ~outside & (near > 0)
 
 
 def _widen(part: np.ndarray) -> np.ndarray:

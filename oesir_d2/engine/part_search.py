@@ -62,8 +62,17 @@ class PartSources:
 
     def best(self) -> tuple[str, GeometricMatch] | None:
         """The photo with the strongest proof, if there is any."""
-        proven = [(image_id, match) for image_id, match in self.matches.items() if match.confidence >= MIN_CONFIDENCE]
-        return max(proven, key=lambda item: (item[1].confidence, item[1].inliers), default=None)
+        return next(iter(self.proven().items()), None)
+
+    def proven(self) -> dict[str, GeometricMatch]:
+        """The matches that are proof, the strongest first."""
+        found = [(image_id, match) for image_id, match in self.matches.items() if match.confidence >= MIN_CONFIDENCE]
+        return dict(sorted(found, key=lambda item: (-item[1].confidence, -item[1].inliers)))
+
+    def unproven(self) -> PartSources:
+        """The same without the matches that are proof."""
+        weak = {image_id: match for image_id, match in self.matches.items() if match.confidence < MIN_CONFIDENCE}
+        return PartSources(self.results, weak)
 
 
 def detect_part_features(query: WorkingPhoto, part: np.ndarray, options: FeatureOptions) -> QueryFeatures:

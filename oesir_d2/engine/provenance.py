@@ -17,37 +17,27 @@ import numpy as np
 from PIL import Image
 
 from oesir_d2.data.images import ImageFile, UnreadableImageError
+from oesir_d2.engine.box_search import make_query_verifier, search_box
 from oesir_d2.engine.embedder import EmbeddedImage
-from oesir_d2.engine.host_search import VerifiedPhoto, WholeQueryVerifier
-from oesir_d2.engine.part_analysis import AnalysedPart, PartAnalyzer, describe_unknown
-from oesir_d2.engine.part_proof import PartProof
-from oesir_d2.engine.part_search import (
-    PartSources,
-    detect_part_features,
-    rank_for_part,
-    verify_candidates,
-)
+from oesir_d2.engine.explained_parts import HostRemainder, explain_by_donors
+from oesir_d2.engine.host_search import VerifiedPhoto
+from oesir_d2.engine.part_analysis import PartAnalyzer
 from oesir_d2.engine.provenance_answer import Evidence, ProvenPhoto, make_answer
 from oesir_d2.engine.retrieval import QueryResult, Retriever
 from oesir_d2.engine.source_photos import SourcePhotos, WorkingPhoto, load_working_photo
 from oesir_d2.files import replace_file
-from oesir_d2.geometry import Findings, compare, detect_features, find_shown_part, make_part, rescale_findings
+from oesir_d2.geometry import Findings, rescale_findings
 from oesir_d2.index import EmbeddingIndex, SearchResult
 from oesir_d2.structures import ImageEmbeddings
 
 ProgressCallback = Callable[[str, float], None]
 """Called as ``progress(stage, share)``: a few words such as "searching", and how much of all is done, in [0, 1]."""
 
-MAX_QUERY_FEATURES = 1000
-"""Keypoints of the whole query that are compared with photos; the strongest."""
-
 # Hosts: the first result, then the photos that are most similar as a whole, then the most similar regions.
 _WHOLE_CANDIDATES = 4
 _PLAIN_CANDIDATES = 10
 # A near-duplicate of the host is, as a whole, nearly as similar to the query as the host itself.
 _ALIKE = 0.8
-# A part that both of two photos explain shows what they have in common.
-_SAME_PART = 0.5
 
 
 @dataclass(frozen=True)
@@ -56,8 +46,9 @@ class Provenance:
 
     Attributes:
         query: the query with its regions.
-        results: re-ranked by the evidence: the host, the donors, near-duplicates, then what is unverified. Those of the
-            second search have the query box of the part that they were found with.
+        results: re-ranked by the evidence: the host, the donors, near-duplicates, then what is unverified; of a box,
+            the donors before the host. Those of the second search have the query box of the part that they were found
+            with.
         findings: the evidence; ``findings.photos`` are parallel to ``results``.
     """
 
@@ -148,8 +139,7 @@ class ProvenanceAnalyzer:
         tell: ProgressCallback,
     ) -> Evidence:
         tell("looking for the host", 0.2)
-        options = replace(self._photos.options, max_features=MAX_QUERY_FEATURES)
-        verifier = WholeQueryVerifier(query, detect_features(query.pixels, options), self._photos)
+        verifier = make_query_verifier(query, self._photos)
         similar = self._retriever.rank(_largest_region(embeddings), _WHOLE_CANDIDATES, explain_away=0.0)
         similar = [result for result in similar if result.score >= _ALIKE * similar[0].score]
         hosts = verifier.find_hosts([*ranked[:1], *similar], wanted=_WHOLE_CANDIDATES)
@@ -157,86 +147,44 @@ class ProvenanceAnalyzer:
             plain = self._retriever.rank(embeddings, _PLAIN_CANDIDATES, aggregate, explain_away=0.0)
             hosts = verifier.find_hosts([*ranked[:_PLAIN_CANDIDATES], *plain], wanted=1)
         if hosts:
-            return self._explain_rest(file, query, hosts, tell)
+            others = [ProvenPhoto(photo.result, photo.match) for photo in hosts[1:]]
+            remainder = self._remainder(file, query, hosts[0])
+            return remainder.explain(others, lambda stage, share: tell(stage, 0.4 + 0.6 * share))
         tell("looking for donors", 0.4)
         deep = self._retriever.rank(embeddings, self._candidates, aggregate)
         found = verifier.find_any(deep, lambda share: tell("looking for donors", 0.4 + 0.6 * share))
-        return self._without_host(query, found)
-
-    def _explain_rest(
-        self, file: ImageFile, query: WorkingPhoto, hosts: list[VerifiedPhoto], tell: ProgressCallback
-    ) -> Evidence:
-        """Each region that the host does not explain gets a search of its own."""
-        analyzer = PartAnalyzer(self._retriever, self._photos, file, query, hosts[0], self._candidates)
-        regions = hosts[0].comparison.find_edits()
-        parts: list[AnalysedPart] = []
-        for number, region in enumerate(regions):
-            stage, start = f"tracing part {number + 1} of {len(regions)}", 0.4 + 0.6 * number / len(regions)
-            tell(stage, start)
-            length = 0.6 / len(regions)
-            parts.append(analyzer.analyze(region, lambda share, s=stage, a=start, n=length: tell(s, a + n * share)))
-        host, *others = [ProvenPhoto(photo.result, photo.match) for photo in hosts]
-        return Evidence(query.pixels.shape[:2], host, others, parts)
-
-    def _without_host(self, query: WorkingPhoto, found: list[VerifiedPhoto]) -> Evidence:
-        """Donors alone: each shows the part around its matches that agrees with it."""
-        duplicates = []
-        parts: list[AnalysedPart] = []
-        covered = np.zeros(query.pixels.shape[:2], bool)
-        for photo in found:
-            image_id = photo.result.image_id
-            try:
-                source = self._photos.load(image_id).pixels
-            except UnreadableImageError:  # it went away just now
-                continue
-            shown = find_shown_part(query.pixels, source, photo.match)
-            if np.count_nonzero(shown & covered) > _SAME_PART * np.count_nonzero(shown):
-                duplicates.append(ProvenPhoto(photo.result, photo.match))
-                continue
-            shown &= ~covered
-            covered |= shown
-            part = make_part(shown, "donor", photo.match.confidence, image_id, photo.match)
-            parts.append(AnalysedPart(shown, part, PartSources([photo.result], {})))
+        donors = [ProvenPhoto(photo.result, photo.match) for photo in found]
+        parts, duplicates = explain_by_donors(query, donors, self._photos)
         return Evidence(query.pixels.shape[:2], None, duplicates, parts)
 
     def _analyze_box(
         self, file: ImageFile, query: WorkingPhoto, box: Sequence[float], tell: ProgressCallback
     ) -> Evidence:
-        """The source of what a box shows."""
+        """The source of what a box shows, and its host, if the box shows that as well."""
         tell("searching with the box", 0.2)
-        height, width = query.pixels.shape[:2]
-        x0, y0 = (min(int(value), side - 1) for value, side in zip(box[:2], (width, height), strict=True))
-        x1, y1 = max(x0 + 1, round(box[2])), max(y0 + 1, round(box[3]))
-        mask = np.zeros((height, width), bool)
-        mask[y0:y1, x0:x1] = True
-        features = detect_part_features(query, mask, self._photos.options)
-        results = rank_for_part(self._retriever, file, query, mask, self._candidates)
-        # The corners of a box show what lies around the object, so the first proof need not be that of the object.
-        matches = verify_candidates(
-            features,
-            results,
+        found = search_box(
+            self._retriever,
             self._photos,
-            PartProof(query, self._photos),
-            skip=(),
-            check=lambda share: tell("verifying", 0.3 + 0.7 * share),
-            stop_when_sure=False,
+            file,
+            query,
+            box,
+            self._candidates,
+            check=lambda share: tell("verifying", 0.3 + 0.4 * share),
         )
-        sources = PartSources(results, matches)
-        best = sources.best()
-        if best is None:
-            return Evidence((height, width), searches=[sources])
-        image_id, match = best
-        try:
-            source = self._photos.load(image_id).pixels
-        except UnreadableImageError:  # its keypoints are cached, but the photo is gone by now
-            return Evidence((height, width), searches=[sources])
-        result = next(result for result in results if result.image_id == image_id)
-        photo = VerifiedPhoto(result, match, compare(query.pixels, source, match))
-        if photo.is_host:
-            edits = [describe_unknown(edit, photo.comparison) for edit in photo.comparison.find_edits()]
-            return Evidence((height, width), ProvenPhoto(result, match), [], edits, [sources])
-        evidence = self._without_host(query, [photo])
-        return replace(evidence, searches=[sources])
+        if found.hosts:
+            others = [ProvenPhoto(photo.result, photo.match) for photo in found.hosts[1:]]
+            remainder = self._remainder(file, query, found.hosts[0])
+            evidence = remainder.explain(
+                [*found.proven, *others], lambda stage, share: tell(stage, 0.7 + 0.3 * share), found.mask
+            )
+        else:
+            parts, duplicates = explain_by_donors(query, found.proven, self._photos)
+            evidence = Evidence(query.pixels.shape[:2], None, duplicates, parts)
+        return replace(evidence, searches=[found.candidates], host_first=False)
+
+    def _remainder(self, file: ImageFile, query: WorkingPhoto, host: VerifiedPhoto) -> HostRemainder:
+        analyzer = PartAnalyzer(self._retriever, self._photos, file, query, host, self._candidates)
+        return HostRemainder(query, self._photos, analyzer, host)
 
 
 def save_mask(mask: np.ndarray, path: Path) -> None:

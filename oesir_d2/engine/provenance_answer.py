@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from oesir_d2.engine.part_analysis import AnalysedPart
-from oesir_d2.engine.part_search import PartSources
+from oesir_d2.engine.part_search import MIN_CONFIDENCE, PartSources
 from oesir_d2.geometry import Findings, GeometricMatch, PhotoFinding, Role
 from oesir_d2.index import SearchResult
 
@@ -34,6 +34,8 @@ class Evidence:
         duplicates: photos that show the same as the host or as a donor.
         parts: what the host does not explain, or without a host, what donors explain.
         searches: further searches whose candidates were not confirmed.
+        is_edited: whether the query differs from the host anywhere, even where no part was looked for.
+        host_first: whether the host is what was asked for, and not what lies around it.
     """
 
     shape: tuple[int, int]
@@ -41,13 +43,16 @@ class Evidence:
     duplicates: list[ProvenPhoto] = field(default_factory=list)
     parts: list[AnalysedPart] = field(default_factory=list)
     searches: list[PartSources] = field(default_factory=list)
+    is_edited: bool = False
+    host_first: bool = True
 
 
 def make_answer(ranked: list[SearchResult], evidence: Evidence, top_k: int) -> tuple[list[SearchResult], Findings]:
     """Rank by the evidence.
 
-    First comes the host, then the donors, the surest first, then near-duplicates. Of what is unverified, the candidates
-    of parts without a source come first, by their similarity, then the search with the whole query.
+    First comes the host, then the donors, the surest first, then near-duplicates; of a box, the host comes after its
+    donors. Of what is unverified, the candidates of parts without a source come first, by their similarity, then the
+    search with the whole query.
 
     Args:
         ranked: the search with the whole query, best first.
@@ -63,19 +68,27 @@ def make_answer(ranked: list[SearchResult], evidence: Evidence, top_k: int) -> t
     def add(result: SearchResult, role: Role, match: GeometricMatch | None, positions: tuple[int, ...] = ()) -> None:
         photos.setdefault(result.image_id, (result, PhotoFinding(result.image_id, role, match, positions)))
 
-    if evidence.host is not None:
-        # A photo that nothing was changed in is a copy, no splice.
-        add(evidence.host.result, "host" if parts else "near-duplicate", evidence.host.match)
+    def add_host() -> None:
+        if evidence.host is not None:
+            # A photo that nothing was changed in is a copy, no splice.
+            is_edited = evidence.is_edited or bool(parts)
+            add(evidence.host.result, "host" if is_edited else "near-duplicate", evidence.host.match)
+
+    if evidence.host_first:
+        add_host()
     found = [result for part in parts for result in part.sources.results]
     for donor, positions in _collect_donors(parts, [*found, *ranked]):
         add(donor.result, "donor", donor.match, positions)
+    add_host()
     for duplicate in evidence.duplicates:
         add(duplicate.result, "near-duplicate", duplicate.match)
     num_verified = len(photos)
     searches = [part.sources for part in parts if part.part.kind == "unknown source"] + evidence.searches
     weak = {image_id: match for sources in searches for image_id, match in sources.matches.items()}
     for result in [*_order_candidates(searches, weak), *ranked]:
-        add(result, "unverified", weak.get(result.image_id))
+        match = weak.get(result.image_id)
+        assert result.image_id in photos or match is None or match.confidence < MIN_CONFIDENCE, "proof without a role"
+        add(result, "unverified", match)
     kept = list(photos.values())[: max(top_k, num_verified)]
     results = [replace(result, rank=rank) for rank, (result, _) in enumerate(kept, start=1)]
     found_anything = evidence.host is not None or bool(parts)

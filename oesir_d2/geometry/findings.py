@@ -206,8 +206,9 @@ class Findings:
     """All that geometry found out about one query.
 
     Attributes:
-        photos: one for each photo of the answer, in its order: the host first, then the donors.
-        parts: the parts of the query that were pasted or copied, the largest first.
+        photos: one for each photo of the answer, in its order: the host first, then the donors; of a box, the donors
+            first.
+        parts: the parts of the query that were pasted or copied, the largest first; of a box, those in it.
         mask: (H, W) uint8, 255 where a part lies; None if there is neither a host nor a donor to compare with.
     """
 

@@ -36,6 +36,11 @@ class Comparison:
     difference: Difference
     explained: float
 
+    @property
+    def agrees(self) -> np.ndarray:
+        """(H, W) bool, the pixels of the query that agree with the photo."""
+        return find_agreement(self.difference)
+
     def find_edits(self, options: RegionOptions = RegionOptions()) -> list[np.ndarray]:  # noqa: B008 - it is immutable
         """The regions that the photo does not explain: masks (H, W) bool, disjoint, the largest first."""
         return find_regions(self.difference.deviation, self.difference.distance, options)
@@ -50,8 +55,12 @@ def compare(query: np.ndarray, source: np.ndarray, match: GeometricMatch) -> Com
         match: from the source to the query.
     """
     difference = compute_difference(query, source, match.transform)
-    agrees = difference.valid & (difference.deviation < AGREEING_DEVIATION)
-    return Comparison(difference, float(agrees.mean()))
+    return Comparison(difference, float(find_agreement(difference).mean()))
+
+
+def find_agreement(difference: Difference) -> np.ndarray:
+    """Where a source has pixels and the query is like them, (H, W) bool."""
+    return difference.valid & (difference.deviation < AGREEING_DEVIATION)
 
 
 def find_shown_part(query: np.ndarray, source: np.ndarray, match: GeometricMatch) -> np.ndarray:
@@ -69,7 +78,7 @@ def find_shown_part(query: np.ndarray, source: np.ndarray, match: GeometricMatch
     hull = find_hull(match, (height, width))
     near = find_hull(match, (height, width), max(3, round(_REACH * float(np.ptp(match.query_points, axis=0).max()))))
     difference = compute_difference(query, source, match.transform, fit_where=hull)
-    agrees = (near & difference.valid & (difference.deviation < AGREEING_DEVIATION)).astype(np.uint8)
+    agrees = (near & find_agreement(difference)).astype(np.uint8)
     agrees = cv2.morphologyEx(agrees, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     agrees = cv2.morphologyEx(fill_holes(agrees), cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
     # Of what agrees by chance nothing holds an inlier.

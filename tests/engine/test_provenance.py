@@ -251,16 +251,60 @@ def test_donor_is_found_without_its_host(analyzer: ProvenanceAnalyzer, save: Cal
 
 
 def test_box_finds_the_source_of_what_it_shows(analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]) -> None:
-    splice, _ = paste(read_photo("china"), read_photo("astronaut"), FACE, (60, 50))
+    """Well inside the object, tight around it, and so large that it shows more of the host than of the object."""
+    splice, truth = paste(read_photo("china"), read_photo("astronaut"), FACE, (60, 50))
     file = save(splice)
-    found = analyzer.analyze(file, box=(58, 48, 142, 162))
-    assert roles(found) == {"astronaut.png": "donor"} and found.results[0].image_id == "astronaut.png"
+    inside = analyzer.analyze(file, box=(82, 72, 118, 138))
+    assert roles(inside) == {"astronaut.png": "donor"} and inside.findings.host is None
+    for box in ((58, 48, 142, 162), (30, 20, 200, 190)):
+        found = analyzer.analyze(file, box=box)
+        assert roles(found) == {"astronaut.png": "donor", "china.png": "host"}
+        assert [result.image_id for result in found.results[:2]] == ["astronaut.png", "china.png"]
+        assert [(part.kind, part.source_id) for part in found.findings.parts] == [("donor", "astronaut.png")]
+        assert iou(found.findings.mask, truth) > 0.9
+        assert all(photo.match is None or photo.match.confidence < 0.95 for photo in found.findings.photos[2:])
     assert len(found.query.embeddings) == 1
-    assert roles(analyzer.analyze(file, box=(150, 20, 290, 170))) == {"china.png": "host"}
+    beside = analyzer.analyze(file, box=(150, 20, 290, 170))
+    assert roles(beside) == {"china.png": "host"} and beside.findings.parts == ()
     for box in ((0, 0, 1, 1), (298, 190, 299, 191)):
         analyzer.analyze(file, box=box)
     with pytest.raises(ValueError, match="box 0,0,9999,5"):
         analyzer.analyze(file, box=(0, 0, 9999, 5))
+
+
+def test_box_asks_for_its_own_object_alone(analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]) -> None:
+    splice, first = paste(read_photo("china"), read_photo("astronaut"), FACE, (20, 40))
+    splice, second = paste(splice, read_photo("coffee"), (80, 50, 200, 150), (160, 80))
+    file = save(splice)
+    for box, source, truth in (
+        ((10, 30, 120, 160), "astronaut.png", first),
+        ((150, 70, 290, 190), "coffee.png", second),
+    ):
+        found = analyzer.analyze(file, box=box)
+        assert roles(found) == {source: "donor", "china.png": "host"}
+        assert [part.source_id for part in found.findings.parts] == [source]
+        assert iou(found.findings.mask, truth) > 0.9
+
+
+def test_box_around_an_object_of_unknown_source(analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]) -> None:
+    splice, truth = paste(read_photo("china"), read_photo("flower"), (100, 50, 200, 150), (150, 70))
+    found = analyzer.analyze(save(splice), box=(130, 50, 270, 190))
+    assert roles(found) == {"china.png": "host"}
+    assert [part.kind for part in found.findings.parts] == ["unknown source"] and iou(found.findings.mask, truth) > 0.85
+
+
+def test_photo_that_shows_the_hosts_own_place_is_no_donor(save: Callable[..., ImageFile], tmp_path: Path) -> None:
+    """The index holds a piece of the host, too, and the box shows the piece and an object."""
+    china = read_photo("china")
+    photos = {"china": china, "piece": china[20:150, 130:290], "astronaut": read_photo("astronaut")}
+    for name, pixels in photos.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    cfg = load_config("oesir_lite0_grid.yaml", TINY_OPTS)
+    build_index(cfg, [ImageFile(name, tmp_path / f"{name}.png") for name in photos], tmp_path / "index")
+    splice, truth = paste(china, photos["astronaut"], FACE, (60, 50))
+    found = ProvenanceAnalyzer(Retriever(tmp_path / "index")).analyze(save(splice), box=(40, 20, 290, 170))
+    assert roles(found) == {"astronaut": "donor", "china": "host", "piece": "near-duplicate"}
+    assert iou(found.findings.mask, truth) > 0.9
 
 
 def test_photos_that_are_gone_or_changed_are_left_unverified(
