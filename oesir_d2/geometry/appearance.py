@@ -12,8 +12,9 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
+from .colour_fit import to_lab
 from .confidence import donor_confidence
-from .difference import CHANNEL_WEIGHTS, to_lab, warp_source
+from .difference import CHANNEL_WEIGHTS, warp_source
 from .findings import Appearance, GeometricMatch
 from .regions import tight_box
 

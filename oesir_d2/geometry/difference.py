@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from .colour_fit import fit_colours
+
 # Weights of lightness, green-red and blue-yellow. JPEG halves the resolution of the two colours, but a pasted object of
 # the background's lightness differs in them alone.
 CHANNEL_WEIGHTS = np.array([0.7, 1.0, 1.0], np.float32)
@@ -28,14 +30,6 @@ _NOISE_FACTOR = 1.5
 _DETAIL = 1.0
 _BLOCK = 15
 _MIN_FOR_NOISE = 500
-# Pixels that the colours are fitted on; more change nothing.
-_COLOUR_SAMPLES = 20_000
-_COLOUR_ROUNDS = 4
-# Standard deviation of the blur that they are averaged with, in pixels.
-_COLOUR_BLUR = 4.0
-# Pulls the gain of a channel towards 1 where that channel hardly varies, so that a photo of one colour and some noise
-# tells its offset alone. A variance, in squared units of CIE Lab.
-_GAIN_PRIOR = 4.0
 
 
 @dataclass(frozen=True)
@@ -98,9 +92,8 @@ def compute_difference(
     if np.count_nonzero(used) < 16:
         nothing = np.zeros(query.shape[:2], np.float32)
         return Difference(nothing, np.zeros(query.shape[:2], bool), nothing)
-    query_lab, source_lab = to_lab(query), to_lab(warped)
-    fitted = _fit_colours(source_lab, query_lab, used)
-    residual = query_lab - fitted
+    shown, fitted = fit_colours(query, warped, used)
+    residual = shown - fitted
     blurred = _length(cv2.GaussianBlur(residual, (0, 0), _BLUR))
     gradient = _gradient(cv2.GaussianBlur(fitted, (0, 0), _BLUR))
     noise = _estimate_noise(blurred, gradient, used)
@@ -130,36 +123,6 @@ def _estimate_noise(residual: np.ndarray, gradient: np.ndarray, used: np.ndarray
 
 def _length(residual: np.ndarray) -> np.ndarray:
     return np.sqrt((np.square(residual) * CHANNEL_WEIGHTS).sum(axis=2))
-
-
-def to_lab(pixels: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
-
-
-def _fit_colours(source: np.ndarray, query: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """The source with gain and offset of each channel fitted to the query; pasted parts are left out as outliers."""
-    # Recompression flattens fine colour, so that on single pixels a gain below 1 would fit best, and what is colourful
-    # would differ. Averages keep their colour.
-    weight = np.maximum(cv2.GaussianBlur(used.astype(np.float32), (0, 0), _COLOUR_BLUR), 1e-6)[..., None]
-    coarse_source, coarse_query = (
-        cv2.GaussianBlur(lab * used[..., None], (0, 0), _COLOUR_BLUR) / weight for lab in (source, query)
-    )
-    places = np.flatnonzero(used)
-    places = places[:: max(1, len(places) // _COLOUR_SAMPLES)]
-    fitted = np.empty_like(source)
-    for channel in range(3):
-        x = coarse_source[..., channel].ravel()[places].astype(np.float64)
-        y = coarse_query[..., channel].ravel()[places].astype(np.float64)
-        gain, offset = 1.0, float(np.median(y - x))
-        for _ in range(_COLOUR_ROUNDS):
-            residuals = np.abs(y - gain * x - offset)
-            kept = residuals <= 2.5 * max(float(np.median(residuals)), 0.2)
-            spread = float(np.var(x[kept]))
-            covariance = float(np.mean((x[kept] - x[kept].mean()) * (y[kept] - y[kept].mean())))
-            gain = float(np.clip((covariance + _GAIN_PRIOR) / (spread + _GAIN_PRIOR), 0.5, 2.0))
-            offset = float(y[kept].mean() - gain * x[kept].mean())
-        fitted[..., channel] = gain * source[..., channel] + offset
-    return fitted
 
 
 def _gradient(lab: np.ndarray) -> np.ndarray:

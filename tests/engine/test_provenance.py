@@ -126,8 +126,12 @@ def test_answer_has_the_form_of_the_contract(analyzer: ProvenanceAnalyzer, save:
     assert iou(found.findings.mask, cv2.resize(truth.astype(np.uint8), large.shape[1::-1]) > 0) > 0.9
 
 
-def test_copy_is_a_near_duplicate_without_parts(analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]) -> None:
-    found = analyzer.analyze(save(read_photo("coffee")))
+@pytest.mark.parametrize("is_grey", [False, True])
+def test_copy_is_a_near_duplicate_without_parts(
+    analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile], is_grey: bool
+) -> None:
+    copy = read_photo("coffee")
+    found = analyzer.analyze(save(cv2.cvtColor(copy, cv2.COLOR_RGB2GRAY) if is_grey else copy))
     assert roles(found) == {"coffee.png": "near-duplicate"}
     assert found.findings.parts == () and found.findings.mask is not None and not found.findings.mask.any()
 
