@@ -71,7 +71,13 @@ def describe_unknown(mask: np.ndarray, host: Comparison, sources: PartSources | 
         host: the query compared with its host, which does not explain the part.
         sources: what its own search found, if there was one.
     """
-    confidence = difference_confidence(float(host.difference.deviation[mask].mean()))
+    compared = mask & host.difference.valid
+    # What the host does not reach is not of it.
+    confidence = 1.0
+    if compared.any():
+        share = np.count_nonzero(compared) / np.count_nonzero(mask)
+        differs = difference_confidence(float(host.difference.deviation[compared].mean()))
+        confidence = share * differs + 1 - share
     return AnalysedPart(mask, make_part(mask, "unknown source", confidence), sources or PartSources([], {}))
 
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 # Pixels that the colours are fitted on; more change nothing.
-_SAMPLES = 20_000
+_SAMPLES = 5_000
 _ROUNDS = 4
 # Standard deviation of the blur that they are averaged with, in pixels.
 _BLUR = 4.0
@@ -51,18 +51,20 @@ def fit_colours(query: np.ndarray, source: np.ndarray, used: np.ndarray) -> tupl
     Returns:
         The query and the source, (H, W, 3) float32.
     """
-    query_lab, source_lab = to_lab(query), to_lab(source)
+    query_lab, regressors = to_lab(query), _make_regressors(source)
     samples = _Samples(used)
-    query_tint, source_tint = (_Tint.fit(samples(lab)) for lab in (query_lab, source_lab))
+    y, x = samples(query_lab), samples(regressors)
+    query_tint, source_tint = _Tint.fit(y), _Tint.fit(x[:, :3])
     if source_tint.share >= _ALL and query_tint.share < _MOST:
         # What lightness a colour becomes can be told, not the reverse.
-        (fitted,) = _fit_channels(_make_regressors(query, query_lab), source_lab, {_GREY: 0}, samples)
-        return _as_lightness(fitted), _as_lightness(source_lab[..., 0])
-    regressors = _make_regressors(source, source_lab)
+        of_query = _make_regressors(query)
+        lightness = _predict(of_query, *_regress(samples(of_query), x[:, 0], _GREY))
+        return _as_lightness(lightness), _as_lightness(regressors[..., 0])
     if query_tint.share >= _ALL and source_tint.share < _ALL:
-        (lightness,) = _fit_channels(regressors, query_lab, {_GREY: 0}, samples)
+        lightness = _predict(regressors, *_regress(x, y[:, 0], _GREY))
         return query_lab, np.concatenate([lightness[..., None], query_tint.apply(query_lab)], axis=2)
-    return query_lab, np.stack(_fit_channels(regressors, query_lab, {0: 0, 1: 1, 2: 2}, samples), axis=2)
+    channels = [_predict(regressors, *_regress(x, y[:, channel], channel)) for channel in range(3)]
+    return query_lab, np.stack(channels, axis=2)
 
 
 class _Samples:
@@ -117,33 +119,22 @@ def _expand(lab: np.ndarray) -> np.ndarray:
     return np.stack([np.ones_like(lightness), lightness, lightness**2], axis=-1)
 
 
-def _make_regressors(pixels: np.ndarray, lab: np.ndarray) -> np.ndarray:
-    """What the channels are told from, (H, W, 5).
+def _make_regressors(pixels: np.ndarray) -> np.ndarray:
+    """What the channels are told from, (H, W, 5) float32: three colours, the lightness of their grey, and a curve.
 
     The grey is the luma of video and JPEG, which is darker than a saturated colour. The curve is a parabola: filters
     bend the lightness.
     """
-    grey = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2GRAY)
-    lightness = cv2.cvtColor(cv2.merge([grey, grey, grey]), cv2.COLOR_RGB2Lab)[..., :1]
-    curve = (lab[..., :1] - 50) ** 2 / 50
-    return np.concatenate([lab, lightness, curve], axis=2)
+    lab = to_lab(pixels)
+    levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
+    lightness = to_lab(levels)[:, 0, 0][cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)]
+    curve = (lab[..., 0] - 50) ** 2 / 50
+    return np.dstack([lab, lightness, curve])
 
 
-def _fit_channels(
-    regressors: np.ndarray, target: np.ndarray, channels: dict[int, int], samples: _Samples
-) -> list[np.ndarray]:
-    """Channels of the target (H, W, 3) as they follow from the regressors (H, W, 5), each (H, W).
-
-    Args:
-        regressors, target, samples: what is fitted to what, and where.
-        channels: which of the target, by the regressor that each is where nothing was changed.
-    """
-    x, y = samples(regressors), samples(target)
-    fitted = []
-    for unchanged, channel in channels.items():
-        weights, offset = _regress(x, y[:, channel], unchanged)
-        fitted.append(regressors @ weights.astype(np.float32) + np.float32(offset))
-    return fitted
+def _predict(regressors: np.ndarray, weights: np.ndarray, offset: float) -> np.ndarray:
+    """(H, W) float32 from regressors (H, W, 5)."""
+    return regressors @ weights.astype(np.float32) + np.float32(offset)
 
 
 def _regress(x: np.ndarray, y: np.ndarray, unchanged: int) -> tuple[np.ndarray, float]:

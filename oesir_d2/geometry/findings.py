@@ -14,9 +14,11 @@ import numpy as np
 Role = Literal["host", "donor", "near-duplicate", "unverified"]
 """What a photo of the database is to the query.
 
-host: the photo that things were pasted into or copied within; most of the query shows it, and some of it differs.
+host: the photo that things were pasted into, set beside or copied within; most of the query shows it, and some of it
+    differs or lies beyond it.
 donor: what a part of the query shows was cut from it.
-near-duplicate: the whole query shows it and nothing differs, or it shows the same as the host or as another donor.
+near-duplicate: all of the query but a plain margin shows it and nothing differs, or it shows the same as the host or
+    as another donor.
 unverified: geometry does not confirm that the query shows anything of it.
 """
 

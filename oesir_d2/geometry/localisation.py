@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from .beyond import find_beyond
 from .difference import Difference, compute_difference
 from .findings import GeometricMatch, PartKind, SplicePart
-from .regions import RegionOptions, fill_holes, find_regions, tight_box, trace_polygons
+from .regions import RegionOptions, fill_holes, find_regions, split_regions, tight_box, trace_polygons
 from .transforms import apply_transform
 
 AGREEING_DEVIATION = 3.0
@@ -31,10 +32,12 @@ class Comparison:
     Attributes:
         difference: how the two differ.
         explained: share of the query's pixels that agree with the photo, in [0, 1].
+        beyond: (H, W) bool, what the query shows where the photo has no pixel; plain margins are left out.
     """
 
     difference: Difference
     explained: float
+    beyond: np.ndarray
 
     @property
     def agrees(self) -> np.ndarray:
@@ -42,8 +45,14 @@ class Comparison:
         return find_agreement(self.difference)
 
     def find_edits(self, options: RegionOptions = RegionOptions()) -> list[np.ndarray]:  # noqa: B008 - it is immutable
-        """The regions that the photo does not explain: masks (H, W) bool, disjoint, the largest first."""
-        return find_regions(self.difference.deviation, self.difference.distance, options)
+        """The regions that the photo does not explain: masks (H, W) bool, disjoint, the largest first.
+
+        What differs from it, and what lies beyond it.
+        """
+        regions = find_regions(self.difference.deviation, self.difference.distance, options)
+        beyond = self.beyond & ~np.logical_or.reduce([np.zeros_like(self.beyond), *regions])
+        regions += split_regions(beyond, options.min_area)
+        return sorted(regions, key=np.count_nonzero, reverse=True)[: options.max_regions]
 
 
 def compare(query: np.ndarray, source: np.ndarray, match: GeometricMatch) -> Comparison:
@@ -55,7 +64,8 @@ def compare(query: np.ndarray, source: np.ndarray, match: GeometricMatch) -> Com
         match: from the source to the query.
     """
     difference = compute_difference(query, source, match.transform)
-    return Comparison(difference, float(find_agreement(difference).mean()))
+    beyond = find_beyond(query, difference.valid, RegionOptions())
+    return Comparison(difference, float(find_agreement(difference).mean()), beyond)
 
 
 def find_agreement(difference: Difference) -> np.ndarray:
@@ -130,7 +140,7 @@ def refine_with_donor(
     # Positive where the donor explains a pixel better; only where the two differ at all does it tell anything.
     preference = cv2.GaussianBlur(host.distance - donor.distance, (0, 0), 1.0)
     is_donor = donor.valid & (preference > 1.0) & (host.distance > 2.0)
-    is_host = preference < -1.0
+    is_host = host.valid & (preference < -1.0)
     redrawn = ((region & ~(is_host & ~core)) | (near & is_donor)).astype(np.uint8)
     redrawn = fill_holes(redrawn)
     _, labels = cv2.connectedComponents(redrawn, connectivity=4)

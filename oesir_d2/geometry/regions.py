@@ -77,6 +77,13 @@ def _tighten(mask: np.ndarray, distance: np.ndarray, outline: float) -> np.ndarr
     return fill_holes(np.bitwise_or(core, mask & is_large))
 
 
+def split_regions(mask: np.ndarray, min_area: float) -> list[np.ndarray]:
+    """The connected pieces of a mask (H, W) bool, without those below a share of its pixels."""
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    areas = statistics[:, cv2.CC_STAT_AREA]
+    return [labels == label for label in range(1, count) if areas[label] >= min_area * mask.size]
+
+
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """A mask (H, W) uint8 of 0 and 1 with all holes filled; what touches the border is no hole."""
     padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT)

@@ -186,8 +186,8 @@ def _describe_unknown(parts: Sequence[SplicePart]) -> list[str]:
     if not parts:
         return []
     if len(parts) == 1:
-        return ["1 part of it was changed, and no photo of the index explains it."]
-    return [f"{len(parts):,} parts of it were changed, and no photo of the index explains them."]
+        return ["1 part of it was changed or added, and no photo of the index explains it."]
+    return [f"{len(parts):,} parts of it were changed or added, and no photo of the index explains them."]
 
 
 def _join(words: Sequence[str]) -> str:

@@ -276,6 +276,34 @@ def test_box_finds_the_source_of_what_it_shows(analyzer: ProvenanceAnalyzer, sav
         analyzer.analyze(file, box=(0, 0, 9999, 5))
 
 
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_photo_set_beside_another_is_its_own_part(
+    analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile], share: float
+) -> None:
+    """Both in full, or a piece of the second: neither is a copy of the whole."""
+    first = read_photo("china")
+    second = read_photo("coffee")[: len(first), : round(share * LONG_SIDE)]
+    query = np.concatenate([first, second], axis=1)
+    found = analyzer.analyze(save(query))
+    assert set(roles(found)) == {"china.png", "coffee.png"} and set(roles(found).values()) == {"host", "donor"}
+    (part,) = found.findings.parts
+    donor = next(image_id for image_id, role in roles(found).items() if role == "donor")
+    assert (part.kind, part.source_id) == ("donor", donor)
+    is_second = np.broadcast_to(np.arange(query.shape[1]) >= LONG_SIDE, query.shape[:2])
+    assert iou(found.findings.mask, is_second == (donor == "coffee.png")) > 0.95
+
+
+def test_canvas_extended_by_what_nobody_knows(analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]) -> None:
+    china = read_photo("china")
+    found = analyzer.analyze(save(np.concatenate([china, read_photo("flower")[: len(china), :120]], axis=1)))
+    assert roles(found) == {"china.png": "host"}
+    (part,) = found.findings.parts
+    assert part.kind == "unknown source" and part.confidence > 0.95 and part.area == pytest.approx(120 / 420, abs=0.02)
+    # The bars of a film are no edit.
+    barred = analyzer.analyze(save(cv2.copyMakeBorder(china, 30, 30, 0, 0, cv2.BORDER_CONSTANT)))
+    assert roles(barred) == {"china.png": "near-duplicate"} and barred.findings.parts == ()
+
+
 def test_box_asks_for_its_own_object_alone(analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]) -> None:
     splice, first = paste(read_photo("china"), read_photo("astronaut"), FACE, (20, 40))
     splice, second = paste(splice, read_photo("coffee"), (80, 50, 200, 150), (160, 80))

@@ -127,6 +127,59 @@ def test_what_a_source_does_not_reach_is_not_compared(read_photo: Callable[..., 
     assert not difference.valid.any() and difference.deviation.max() == 0
 
 
+def extend(photo: np.ndarray, beside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A photo with something set beside it, and (H, W) bool where that lies."""
+    query = np.concatenate([photo, beside], axis=1)
+    return query, np.broadcast_to(np.arange(query.shape[1]) >= photo.shape[1], query.shape[:2])
+
+
+def test_what_lies_beyond_the_host_is_an_edit(
+    read_photo: Callable[..., np.ndarray], recompress: Callable[..., np.ndarray]
+) -> None:
+    host = read_photo("china")
+    height, width = host.shape[:2]
+    caption = np.full((height, 90, 3), 255, np.uint8)
+    cv2.putText(caption, "NEWS", (5, 100), cv2.FONT_HERSHEY_SIMPLEX, 1, (0, 0, 0), 3)
+    for beside in (read_photo("astronaut")[:height, :200], host[:, :100:-1], caption):
+        query, truth = extend(host, beside)
+        query = recompress(query, 75)
+        comparison = compare(query, host, verify(query, host))
+        (region,) = comparison.find_edits()
+        assert iou(region, truth) > 0.95
+        assert comparison.explained == pytest.approx(width / query.shape[1], abs=0.05)
+
+
+def test_margins_and_slivers_are_no_edit(
+    read_photo: Callable[..., np.ndarray], recompress: Callable[..., np.ndarray]
+) -> None:
+    """The bars of a film, a frame, the corners of a turned photo, and a copy that shows a line more."""
+    whole = read_photo("china")
+    host = whole[3:-2, 2:-3]
+    turn = np.vstack([cv2.getRotationMatrix2D((160, 100), 7, 0.9), [0, 0, 1]])
+    queries = [
+        cv2.copyMakeBorder(host, 40, 40, 0, 0, cv2.BORDER_CONSTANT),
+        cv2.copyMakeBorder(host, 15, 15, 15, 15, cv2.BORDER_CONSTANT, value=(200, 190, 60)),
+        cv2.warpPerspective(host, turn, host.shape[1::-1], borderValue=(255, 255, 255)),
+        whole,
+    ]
+    for query in (recompress(query, 75) for query in queries):
+        assert compare(query, host, verify(query, host)).find_edits() == []
+
+
+def test_object_across_the_hosts_border_is_two_regions_of_one_outline(
+    read_photo: Callable[..., np.ndarray], recompress: Callable[..., np.ndarray]
+) -> None:
+    host = read_photo("china")
+    query, beyond = extend(host, np.full((host.shape[0], 120, 3), 128, np.uint8))
+    query = query.copy()
+    query[50:130, 270:370] = read_photo("astronaut")[20:100, 90:190]
+    regions = compare(recompress(query, 85), host, verify(query, host)).find_edits()
+    assert len(regions) == 2 and not (regions[0] & regions[1]).any()
+    truth = np.zeros(beyond.shape, bool)
+    truth[50:130, 270:370] = True
+    assert iou(regions[0] | regions[1], truth | beyond) > 0.9
+
+
 def test_donor_redraws_the_outline(
     splice: tuple[np.ndarray, np.ndarray], read_photo: Callable[..., np.ndarray]
 ) -> None:

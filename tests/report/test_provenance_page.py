@@ -119,7 +119,7 @@ def write(tmp_path: Path, parse_page: Callable[..., Any]) -> Callable[..., Any]:
 def test_page_tells_every_source_with_its_evidence(report: ProvenanceReport, write: Any) -> None:
     page = write(report)
     assert "This photo was made from host.png, has a part of donor.png and has a part of itself copied" in page.text
-    assert "1 part of it was changed, and no photo of the index explains it." in page.text
+    assert "1 part of it was changed or added, and no photo of the index explains it." in page.text
     assert "82 inliers, scale 0.40, rotated 20 degrees clockwise; fair, confidence 0.995" in page.text
     assert "340 inliers, scale 1.00, not rotated; strong, confidence 0.999" in page.text
     assert "unknown source: differs from the host, 5.0% of the photo" in page.text
