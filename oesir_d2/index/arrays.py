@@ -52,12 +52,12 @@ class ReadFile:
         return bytes(content)
 
 
-_files: OrderedDict[tuple[Path, object], ReadFile] = OrderedDict()
+_files: OrderedDict[tuple[Path, tuple[int, int]], ReadFile] = OrderedDict()
 _files_lock = threading.Lock()
 
 
-def open_file(path: Path, state: object = None) -> ReadFile:
-    """A file, kept open for the next one who asks; ``state`` tells an older file of the same name apart."""
+def open_file(path: Path, state: tuple[int, int]) -> ReadFile:
+    """A file, kept open for the next one who asks; its ``state``, see ``StoredArray``, tells an older one apart."""
     key = (path, state)
     with _files_lock:
         file = _files.get(key)
@@ -79,7 +79,8 @@ class StoredArray:
         shape: (rows, ...).
         dtype: of its elements.
         data_offset: bytes before the first element.
-        state: what tells the file from another of the same name.
+        state: what tells the file from another of the same name: its inode, and the time of its last change in
+            nanoseconds.
     """
 
     path: Path

@@ -85,6 +85,7 @@ class Manifest:
         images: images that count, that is, without the superseded ones.
         objects: region embeddings of these images.
         object_index: the object index on disk, if there is one; it may be out of date.
+        last_number: the highest number that a segment or object index was ever named by, or higher; 0 for none.
     """
 
     model: EmbeddingModelInfo
@@ -93,6 +94,7 @@ class Manifest:
     images: int = 0
     objects: int = 0
     object_index: StoredObjectIndex | None = None
+    last_number: int = 0
 
     @classmethod
     def load(cls, index_path: Path) -> Manifest:
@@ -146,9 +148,17 @@ class Manifest:
             for info in self.segments
         ]
         place = next((place for place, info in enumerate(segments) if info.name in dropped), len(segments))
-        segments[place:place] = added
+        segments[place:place] = added = list(added)
         kept = tuple(info for info in segments if info.name not in dropped)
-        return replace(self, segments=kept, images=images, objects=objects)
+        last_number = max([self.last_number, *(int(info.name) for info in added)])
+        return replace(self, segments=kept, images=images, objects=objects, last_number=last_number)
+
+    def with_object_index(self, stored: StoredObjectIndex | None) -> Manifest:
+        """The manifest with another object index, whose factory string becomes its own; None takes it out."""
+        if stored is None:
+            return replace(self, object_index=None)
+        last_number = max(self.last_number, int(stored.name))
+        return replace(self, object_index=stored, factory=stored.factory, last_number=last_number)
 
     def names(self) -> list[str]:
         """The names of everything that it names: the segments, and the object index."""
@@ -178,7 +188,8 @@ class Manifest:
             "model": asdict(self.model),
             "counts": {"images": self.images, "objects": self.objects},
             "segments": [vars(info) for info in self.segments],
-            # Older versions read past it.
+            # Older versions read past these.
+            "last_number": self.last_number,
             **(object_index or {}),
         }
 
@@ -194,7 +205,7 @@ class Manifest:
             raise ValueError(f"metric is {metric!r}, expected {METRIC!r}")
         model = _field(content, "model", dict)
         counts = _field(content, "counts", dict)
-        return cls(
+        manifest = cls(
             model=EmbeddingModelInfo(
                 config=_field(model, "config", dict),
                 references=_field(model, "references", dict),
@@ -208,7 +219,11 @@ class Manifest:
             images=_count(counts, "images"),
             objects=_count(counts, "objects"),
             object_index=_object_index_from_json(content["object_index"]) if "object_index" in content else None,
+            last_number=_count(content, "last_number") if "last_number" in content else 0,
         )
+        # An older version kept no such number, or wrote since.
+        last_number = max([manifest.last_number, *map(int, manifest.names())])
+        return replace(manifest, last_number=last_number)
 
 
 def check_compatible(manifest: Manifest, model_info: EmbeddingModelInfo) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,10 @@ class StoredRecords(Sequence[ImageRecord]):
     A record takes four bytes of memory; its line is read whenever it is asked for.
     """
 
-    def __init__(self, path: Path, starts: np.ndarray) -> None:
+    def __init__(self, path: Path, starts: np.ndarray, state: tuple[int, int]) -> None:
         self._path = path
+        # As ``StoredArray.state``.
+        self._state = state
         # (I + 1,): the line of record i begins at starts[i] and ends before starts[i + 1].
         self._starts = starts
 
@@ -59,6 +62,7 @@ class StoredRecords(Sequence[ImageRecord]):
         starts, size = [np.zeros(1, np.int64)], 0
         try:
             with open(path, "rb") as stream:
+                status = os.fstat(stream.fileno())
                 last = b"\n"
                 while block := stream.read(_BLOCK_BYTES):
                     ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
@@ -74,7 +78,8 @@ class StoredRecords(Sequence[ImageRecord]):
         lines = np.concatenate(starts)
         if len(lines) - 1 != count:
             raise ValueError(f"{path} holds {len(lines) - 1} images, the manifest says {count}: truncated?")
-        return cls(path, lines.astype(np.uint32 if size < 2**32 else np.int64))
+        state = (status.st_ino, status.st_mtime_ns)
+        return cls(path, lines.astype(np.uint32 if size < 2**32 else np.int64), state)
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -95,7 +100,7 @@ class StoredRecords(Sequence[ImageRecord]):
             raise IndexError(f"record {row} of {len(self)}")
         row %= len(self)
         start, end = int(self._starts[row]), int(self._starts[row + 1])
-        return self._parse(open_file(self._path).read(start, end - start))
+        return self._parse(open_file(self._path, self._state).read(start, end - start))
 
     def __iter__(self) -> Iterator[ImageRecord]:
         with open(self._path, "rb") as stream:

@@ -84,9 +84,8 @@ class IndexStore:
         return self._images
 
     def next_names(self, count: int = 1) -> list[str]:
-        """Names for new segments, higher than any that the manifest or the folder has."""
-        used = self.manifest.names() + names_on_disk(self.path)
-        first = max((int(name) for name in used), default=0) + 1
+        """Names for new segments, higher than any that a manifest ever had or the folder has."""
+        first = max([self.manifest.last_number, *map(int, names_on_disk(self.path))]) + 1
         return [f"{number:06d}" for number in range(first, first + count)]
 
     @contextmanager
@@ -153,8 +152,7 @@ class IndexStore:
 
     def set_object_index(self, stored: StoredObjectIndex | None) -> None:
         """Name another object index in the manifest, and its factory string; within a ``change``."""
-        factory = self.manifest.factory if stored is None else stored.factory
-        manifest = replace(self.manifest, object_index=stored, factory=factory)
+        manifest = self.manifest.with_object_index(stored)
         manifest.save(self.path)
         self.manifest = manifest
 
