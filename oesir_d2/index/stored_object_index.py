@@ -14,7 +14,7 @@ from pathlib import Path
 
 import faiss
 
-from ..files import fsync_directory, open_synced, temporary_beside
+from ..files import fsync_directory, open_synced, sha256_of_file, temporary_beside
 from .garbage import OBJECT_INDEX_FOLDER, OBJECT_INDEX_SUFFIX
 from .manifest import Manifest, StoredObjectIndex
 from .object_index import (
@@ -67,28 +67,43 @@ def object_index_path(index_path: Path, stored: StoredObjectIndex) -> Path:
     return index_path / OBJECT_INDEX_FOLDER / f"{stored.name}{OBJECT_INDEX_SUFFIX}"
 
 
-def fill_object_index(index: EmbeddingIndex, factory: str) -> faiss.Index:
+def check_object_index(path: Path, stored: StoredObjectIndex) -> None:
+    """Raise ``ValueError`` unless the file of an object index is what was written, byte by byte.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    if sha256_of_file(path) != stored.sha256:
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in the manifest")
+
+
+def fill_object_index(index: EmbeddingIndex, factory: str) -> tuple[faiss.Index, int]:
     """Build a FAISS index over all objects of an index, reusing what the one on disk has of use.
 
     If only photos were added since, their objects are added to it; if its type is the same and it was trained on enough
     objects, it is filled anew without training.
 
+    Returns:
+        The FAISS index, and ``StoredObjectIndex.trained_on`` of it.
+
     Raises:
         ValueError: as ``build_object_index``.
     """
     chunks, total = index.vector_chunks(), index.num_objects
-    trained = _load_trained(index, factory)
-    if trained is None:
-        faiss_index = make_faiss_index(factory, index.dimension)
+    stored = index.manifest.object_index
+    faiss_index = None if stored is None else _load_trained(index, factory, stored)
+    if stored is None or faiss_index is None:
+        faiss_index, trained_on = make_faiss_index(factory, index.dimension), total
         train_faiss_index(faiss_index, factory, chunks, total)
         add_chunks(faiss_index, factory, chunks)
     else:
-        faiss_index, covered = trained
-        if covered == 0:
+        trained_on = stored.trained_on
+        is_beginning = stored.covers in index.manifest.coverage() and faiss_index.ntotal == stored.objects
+        if not is_beginning:
             faiss_index.reset()
-        add_chunks(faiss_index, factory, index.vector_chunks(covered))
+        add_chunks(faiss_index, factory, index.vector_chunks(stored.objects if is_beginning else 0))
     assert faiss_index.ntotal == total, f"FAISS holds {faiss_index.ntotal} of {total} objects"
-    return faiss_index
+    return faiss_index, trained_on
 
 
 def write_object_index(store: IndexStore, faiss_index: faiss.Index) -> tuple[str, int, str]:
@@ -137,12 +152,12 @@ def refresh_object_index(index_path: Path) -> bool:
                 store.remove_garbage()
             return True
         index = EmbeddingIndex.open(index_path)
-        save_object_index(store, index, fill_object_index(index, stored.factory), stored)
+        save_object_index(store, index, *fill_object_index(index, stored.factory), stored)
     return True
 
 
 def save_object_index(
-    store: IndexStore, index: EmbeddingIndex, faiss_index: faiss.Index, described: StoredObjectIndex
+    store: IndexStore, index: EmbeddingIndex, faiss_index: faiss.Index, trained_on: int, described: StoredObjectIndex
 ) -> StoredObjectIndex:
     """Write a filled FAISS index and let the manifest name it, in one commit.
 
@@ -150,6 +165,7 @@ def save_object_index(
         store: the index opened for writing.
         index: the same index, as it was read.
         faiss_index: over all its objects.
+        trained_on: see ``StoredObjectIndex``.
         described: type, parameters and figures; the rest is filled in here.
 
     Returns:
@@ -165,7 +181,7 @@ def save_object_index(
             score_error=described.score_error,
             covers=index.manifest.coverage()[-1],
             objects=index.num_objects,
-            trained_on=described.trained_on if described.trained_on else index.num_objects,
+            trained_on=trained_on,
             bytes=size,
             sha256=sha256,
             measured=described.measured,
@@ -186,18 +202,18 @@ def opened_store(index_path: Path) -> Iterator[IndexStore]:
         store.release()
 
 
-def _load_trained(index: EmbeddingIndex, factory: str) -> tuple[faiss.Index, int] | None:
-    """The FAISS index on disk if it can be gone on with, and how many of the objects, from the first on, it holds."""
-    stored = index.manifest.object_index
-    if stored is None or stored.factory != factory or index.num_objects > _TRAINING_GROWTH * stored.trained_on:
+def _load_trained(index: EmbeddingIndex, factory: str, stored: StoredObjectIndex) -> faiss.Index | None:
+    """The FAISS index on disk, if its type and what it was trained on will still do, and it is undamaged."""
+    if stored.factory != factory or index.num_objects > _TRAINING_GROWTH * stored.trained_on:
         return None
+    path = object_index_path(index.path, stored)
     try:
-        faiss_index = _read(object_index_path(index.path, stored), 0)
+        # What goes on from it gets a checksum of its own, and nobody would find the damage any more.
+        check_object_index(path, stored)
+        return _read(path, 0)
     except (OSError, ValueError) as error:
-        logger.warning("The object index of %s is of no use any more: %s", index.path, error)
+        logger.warning("The object index of %s is of no use any more and filled anew: %s", index.path, error)
         return None
-    is_beginning = stored.covers in index.manifest.coverage()
-    return faiss_index, stored.objects if is_beginning and faiss_index.ntotal == stored.objects else 0
 
 
 def _map(path: Path, stored: StoredObjectIndex) -> faiss.Index:

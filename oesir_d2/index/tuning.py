@@ -58,7 +58,7 @@ def tune_object_index(index_path: Path, budget: Budget, factory: str | None = No
         chosen_by, held_out = make_tuning_queries(index)
         missed = []
         for plan in plans:
-            faiss_index = fill_object_index(index, plan.factory)
+            faiss_index, trained_on = fill_object_index(index, plan.factory)
             described = _best_parameters(index, plan.factory, faiss_index, chosen_by, budget)
             set_parameters(faiss_index, described.parameters)
             objects = FaissObjectIndex(faiss_index, described.first_fetch, described.score_error)
@@ -70,7 +70,7 @@ def tune_object_index(index_path: Path, budget: Budget, factory: str | None = No
             )
             is_enough = reached.recall >= budget.min_recall and reached.seconds <= (budget.max_latency or np.inf)
             if is_enough or factory is not None:
-                return save_object_index(store, index, faiss_index, described)
+                return save_object_index(store, index, faiss_index, trained_on, described)
             logger.info("%s does not fit the budget: %s", plan.factory, described.measured)
             missed.append(f"{plan.factory} {described.measured}")
     raise ValueError(f"no type of object index fits the budget here; reached were {'; '.join(missed)}")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..files import sha256_of_file
 from .lease import ReaderLease
 from .manifest import Manifest
 from .segments import Segment, verify_segment
-from .stored_object_index import object_index_path
+from .stored_object_index import check_object_index, object_index_path
 
 
 def find_damage(index_path: Path) -> Iterator[str | None]:
@@ -38,8 +37,10 @@ def find_damage(index_path: Path) -> Iterator[str | None]:
     if manifest.object_index is not None:
         path = object_index_path(index_path, manifest.object_index)
         try:
-            is_sound = sha256_of_file(path) == manifest.object_index.sha256
+            check_object_index(path, manifest.object_index)
         except OSError as error:
             yield f"{path} cannot be read: {error.strerror}"
+        except ValueError as error:
+            yield str(error)
         else:
-            yield None if is_sound else f"{path} is damaged: its SHA-256 is not the one in the manifest"
+            yield None

@@ -22,6 +22,7 @@ from oesir_d2.index import (
     find_damage,
     open_object_index,
     refresh_object_index,
+    stored_object_index,
     tune_object_index,
     tuning,
 )
@@ -30,6 +31,7 @@ from oesir_d2.index.budget import plan_object_indexes
 WORLD = SyntheticWorld(dimension=32)
 PHOTOS = 600
 MODEL = EmbeddingModelInfo({}, {}, "a" * 64, "", {}, 32)
+BUDGET, TYPE = Budget(min_recall=0.1), "IVF4,SQ8"
 
 
 def add(path: Path, first: int, last: int) -> None:
@@ -113,6 +115,23 @@ def test_follows_the_index(path, caplog):
     assert len(list((path / "object_index").iterdir())) == 1, "the next writer deletes what a reader held"
 
 
+@pytest.mark.parametrize("bring_up_to_date", [refresh_object_index, lambda path: tune_object_index(path, BUDGET, TYPE)])
+def test_a_growing_index_is_trained_anew_whenever_it_has_outgrown_its_training(tmp_path, monkeypatch, bring_up_to_date):
+    """Trained on 60 photos; so beyond 120 it is trained again, and beyond twice of what there were then once more."""
+    path, trained = tmp_path / "index", []
+    train = stored_object_index.train_faiss_index
+    monkeypatch.setattr(stored_object_index, "train_faiss_index", lambda *a: (trained.append(a[3]), train(*a)))
+    add(path, 0, 60)
+    tune_object_index(path, BUDGET, TYPE)
+    seen = []
+    for first, last in ((60, 117), (117, 123), (123, 126), (126, 240), (240, 255)):
+        add(path, first, last)
+        bring_up_to_date(path)
+        seen.append(Manifest.load(path).object_index.trained_on)
+    assert trained == [300, 615, 1275]
+    assert seen == [300, 615, 615, 615, 1275]
+
+
 def test_damage_is_found_and_costs_no_answer(path, caplog):
     tune_object_index(path, Budget(), "SQ8")
     assert [found for found in find_damage(path) if found] == []
@@ -130,6 +149,27 @@ def test_damage_is_found_and_costs_no_answer(path, caplog):
     add(path, PHOTOS, PHOTOS + 1)
     assert refresh_object_index(path)
     assert [found for found in find_damage(path) if found] == []
+
+
+@pytest.mark.parametrize("change", ["add", "remove"])
+def test_damage_is_not_carried_on(path, caplog, change):
+    """Bytes of codes: FAISS reads them without a complaint."""
+    tune_object_index(path, Budget(), "SQ8")
+    [file] = (path / "object_index").iterdir()
+    content = file.read_bytes()
+    file.write_bytes(content[:-600] + bytes(500) + content[-100:])
+    if change == "add":
+        add(path, PHOTOS, PHOTOS + 1)
+    else:
+        with IndexWriter(path, MODEL, "Flat", 100) as writer:
+            writer.remove(["photo000000003"])
+    assert refresh_object_index(path)
+    assert f"filled anew: {file} is damaged: its SHA-256" in caplog.text
+    assert [found for found in find_damage(path) if found] == []
+    index = EmbeddingIndex.open(path)
+    whole = build_object_index("SQ8", 32, index.vector_chunks())
+    queries = index.embeddings_of(len(index.images) - 2).vectors
+    np.testing.assert_array_equal(open_object_index(index).search(queries, 20), whole.search(queries, 20))
 
 
 def test_a_full_disk_leaves_the_index_as_it_was(path, monkeypatch, snapshot):
