@@ -16,6 +16,7 @@ from oesir_d2.engine.model_info import restore_config
 from oesir_d2.engine.object_search import build_object_search, recall_backend
 from oesir_d2.index import (
     EmbeddingIndex,
+    ObjectIndex,
     SearchResult,
     SetSearcher,
     check_compatible,
@@ -61,32 +62,37 @@ class Retriever:
     def __init__(self, index_path: str | Path, opts: Sequence[str] = ()) -> None:
         self.index = EmbeddingIndex.open(index_path)
         self.cfg: CfgNode = restore_config(self.index.manifest.model)
-        self.cfg.INDEX.FACTORY = self.index.manifest.factory
         recall_backend(self.cfg, self.index.path)
         apply_overrides(self.cfg, opts)
+        self._follows_factory = "INDEX.FACTORY" not in opts[::2]
         self.embedder = Embedder(self.cfg)
         check_compatible(self.index.manifest, self.embedder.info)
-        self._open_searcher(self.index)
+        self._take_in(self.index)
 
     def close(self) -> None:
         """Let go of a database of milvus-lite, which one process at a time can open; FAISS has nothing to close."""
-        if isinstance(self._objects, MilvusObjectIndex):
-            self._objects.close()
+        _close(self._objects)
 
     def reopen(self) -> None:
-        """Take in what was written to the index since it was opened; the model stays.
+        """Take in what was written to the index since it was opened, and what it was tuned to; the model stays.
 
         Raises:
-            ValueError: the index is damaged, or another model's by now; this retriever goes on with what it has.
+            ValueError: the index is damaged, or another model's by now, or Milvus cannot be used; this retriever goes
+                on with what it has.
         """
-        index = EmbeddingIndex.open(self.index.path, self.embedder.info)
-        self.close()
-        self._open_searcher(index)
-        self.index = index
+        before = self._objects
+        self._take_in(EmbeddingIndex.open(self.index.path, self.embedder.info))
+        _close(before)
 
-    def _open_searcher(self, index: EmbeddingIndex) -> None:
-        self._objects = build_object_search(self.cfg, index)
-        self._searcher = SetSearcher(index, self._objects)
+    def _take_in(self, index: EmbeddingIndex) -> None:
+        cfg = self.cfg.clone()
+        if self._follows_factory:
+            cfg.INDEX.FACTORY = index.manifest.factory
+        objects = build_object_search(cfg, index)
+        self._searcher = SetSearcher(index, objects)
+        self._objects = objects
+        self.index = index
+        self.cfg.INDEX.FACTORY = cfg.INDEX.FACTORY
 
     def search(
         self,
@@ -147,3 +153,8 @@ class Retriever:
 
     def _search(self, query: EmbeddedImage, top_k: int | None, aggregate: str | None) -> QueryResult:
         return QueryResult(query, self.rank(query.embeddings, top_k, aggregate))
+
+
+def _close(objects: ObjectIndex) -> None:
+    if isinstance(objects, MilvusObjectIndex):
+        objects.close()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -90,9 +93,9 @@ class MilvusConnection:
 
     def __init__(self, settings: MilvusSettings) -> None:
         self.settings = settings
-        self._path = None if settings.is_server else Path(settings.uri).absolute()
+        self._path = None if settings.is_server else Path(os.path.abspath(settings.uri))
         client_class = _import_client()
-        uri = settings.uri if self._path is None else _start_lite(self._path)
+        uri = settings.uri if self._path is None else self._start_lite(self._path)
         try:
             with self.naming_errors():
                 self.client: MilvusClient = client_class(
@@ -118,7 +121,7 @@ class MilvusConnection:
         return self._path is not None
 
     def close(self) -> None:
-        """Close the connection; the database of milvus-lite is then free for other processes."""
+        """Close the connection; with the last one to it, a database of milvus-lite is free for other processes."""
         self.client.close()
         self._stop_lite()
 
@@ -152,11 +155,39 @@ class MilvusConnection:
             except ValueError as error:
                 raise UnreadableDatabaseError(str(error)) if self.is_embedded else error from error
 
-    def _stop_lite(self) -> None:
-        if self._path is not None:
-            from milvus_lite.server_manager import server_manager_instance
+    def _start_lite(self, path: Path) -> str:
+        with _lite_lock:
+            uri = _start_lite(path)
+            _lite_users.setdefault(path, WeakSet()).add(self)
+        return uri
 
-            server_manager_instance.release_server(str(self._path))
+    def _stop_lite(self) -> None:
+        if self._path is None:
+            return
+        with _lite_lock:
+            users = _lite_users.get(self._path)
+            if users is not None and self in users:
+                users.discard(self)
+                if not users:
+                    _release_lite(self._path)
+
+
+# A process runs one milvus-lite a database, whoever opens it; the last of these connections to be closed ends it.
+_lite_users: dict[Path, WeakSet[MilvusConnection]] = {}
+_lite_lock = threading.Lock()
+
+
+def stop_lite(path: Path) -> None:
+    """End the milvus-lite of a database in this process, whoever has it open."""
+    with _lite_lock:
+        _release_lite(Path(os.path.abspath(path)))
+
+
+def _release_lite(path: Path) -> None:
+    from milvus_lite.server_manager import server_manager_instance
+
+    _lite_users.pop(path, None)
+    server_manager_instance.release_server(str(path))
 
 
 def _import_client() -> type[MilvusClient]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replace_file, temporary_beside
-from .milvus_connection import MilvusSettings
+from .milvus_connection import MilvusSettings, stop_lite
 from .milvus_ledger import ledger_name
 
 MILVUS_FILE = "milvus.json"
@@ -56,6 +56,7 @@ def delete_own_database(index_path: Path, settings: MilvusSettings) -> bool:
     found = {path.name for folder in ("collections", "databases") for path in database.glob(f"{folder}/*")}
     if found - {settings.collection, ledger_name(settings.collection)}:
         return False
+    stop_lite(database)
     # A name that the next writer of the index cleans up, should this be killed.
     gone = temporary_beside(index_path / Path(name).name)
     os.rename(database, gone)

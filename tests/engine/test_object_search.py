@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from oesir_d2.engine.indexing import build_index
 from oesir_d2.engine.object_search import build_milvus_settings, check_backend
 from oesir_d2.engine.retrieval import Retriever
+from oesir_d2.index import set_search
 
 
 def test_index_with_milvus(cfg, photos, tmp_path):
@@ -30,6 +32,31 @@ def test_index_with_milvus(cfg, photos, tmp_path):
         assert len(answers[backend][0]) == 6
         retriever.close()
     assert answers["milvus"] == answers["faiss"]
+
+
+def test_milvus_that_cannot_be_opened_again_leaves_the_one_at_hand(cfg, photos, tmp_path, monkeypatch):
+    # Else so few objects are all scored, and nothing is asked of Milvus.
+    monkeypatch.setattr(set_search, "FIRST_FETCH", 1)
+    monkeypatch.setattr(set_search, "_LARGEST_FETCH", 1)
+    path = tmp_path / "index"
+    cfg.INDEX.BACKEND = "milvus"
+    build_index(cfg, photos[:3], path)
+    retriever = Retriever(path, ["RETRIEVAL.EXPLAIN_AWAY", "0.0", "RETRIEVAL.TOP_K", "1"])
+    note = (path / "milvus.json").read_text()
+    # Found out when the database is open already: the collection is of another index.
+    (path / "milvus.json").write_text(json.dumps({**json.loads(note), "index": "0" * 32}))
+    with pytest.raises(ValueError, match="made for another index"):
+        retriever.reopen()
+    assert retriever.search(photos[0]).results[0].image_id == "0.png"
+
+    (path / "milvus.json").write_text(note)
+    build_index(cfg, photos, path)  # closes a connection of its own
+    assert retriever.search(photos[0]).results[0].image_id == "0.png"
+    retriever.reopen()
+    assert retriever.search(photos[5]).results[0].image_id == "5.png"
+    retriever.close()
+    with open(path / "milvus.db" / "LOCK") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it is free for other processes
 
 
 def test_backend_that_will_not_do_is_refused_before_anything_is_embedded(cfg, photos, tmp_path):

@@ -17,7 +17,7 @@ from oesir_d2.data import ImageFile, UnreadableImageError
 from oesir_d2.engine.embedder import Embedder
 from oesir_d2.engine.indexing import build_index
 from oesir_d2.engine.retrieval import Retriever
-from oesir_d2.index import EmbeddingIndex
+from oesir_d2.index import Budget, EmbeddingIndex, stored_object_index, tune_object_index
 from oesir_d2.layers import PCAWhitening, rmac_grid, save_whitening
 
 
@@ -205,3 +205,18 @@ def test_reopened_index_has_what_was_added(cfg: CfgNode, photos: list[ImageFile]
     with pytest.raises(ValueError, match="manifest"):
         retriever.reopen()
     assert retriever.search(photos[5]).results[0].image_id == "5.png"
+
+
+@pytest.mark.parametrize(("opts", "factory", "built"), [([], "SQ8", []), (["INDEX.FACTORY", "Flat"], "Flat", ["Flat"])])
+def test_reopened_index_is_searched_as_it_was_tuned_unless_told_otherwise(
+    index_path: Path, photos: list[ImageFile], monkeypatch: pytest.MonkeyPatch, opts: list[str], factory: str, built
+) -> None:
+    retriever = Retriever(index_path, opts)
+    tune_object_index(index_path, Budget(min_recall=0.1), "SQ8")
+    in_memory: list[str] = []
+    build = stored_object_index.build_object_index
+    monkeypatch.setattr(stored_object_index, "build_object_index", lambda *a: in_memory.append(a[0]) or build(*a))
+    retriever.reopen()
+    assert in_memory == built
+    assert retriever.cfg.INDEX.FACTORY == factory
+    assert retriever.search(photos[3]).results == Retriever(index_path, opts).search(photos[3]).results
