@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -16,7 +15,14 @@ from tqdm import tqdm
 
 from oesir_d2.engine.kept_results import hash_json, read_kept, write_kept
 from oesir_d2.engine.measured_process import resident_bytes, run_measured
-from oesir_d2.engine.synthetic_index import SEGMENT_IMAGES, build_synthetic_index, describe_world, make_record
+from oesir_d2.engine.synthetic_index import (
+    SEGMENT_IMAGES,
+    build_synthetic_index,
+    check_sizes,
+    describe_world,
+    make_record,
+    remove_synthetic_index,
+)
 from oesir_d2.evaluation.synthetic_embeddings import SyntheticWorld
 from oesir_d2.files import open_synced
 from oesir_d2.index import EmbeddingIndex, IndexWriter, build_object_index
@@ -33,7 +39,11 @@ def benchmark_build(
         ``build_objects_per_second``: into the object index, training included; ``final_bytes``: its memory when it is
         built; ``build_peak_bytes``: the most memory of that, and ``peak_ratio``, that over ``final_bytes``.
         ``disk_bytes_per_object``: of the segments.
+
+    Raises:
+        ValueError: FAISS cannot build a factory, or a size is too small for it or for two photos.
     """
+    check_sizes(sizes, regions)
     rows = []
     progress = tqdm(total=len(sizes) * (1 + len(factories)), desc="Measuring builds", unit="step")
     for size in sizes:
@@ -48,7 +58,7 @@ def benchmark_build(
             peak_ratio = built["build_peak_bytes"] / built["final_bytes"]
             rows.append({"factory": factory, "objects": photos * regions, "peak_ratio": peak_ratio} | written | built)
             progress.update()
-        shutil.rmtree(index_path, ignore_errors=True)
+        remove_synthetic_index(index_path)
     progress.close()
     return rows
 
@@ -69,7 +79,7 @@ def _measure_once(
 
 def measure_writing(index_path: Path, world: SyntheticWorld, photos: int, regions: int) -> dict[str, float]:
     """Write an index, and the same vectors into a plain file, segment by segment in turns; not their making up."""
-    shutil.rmtree(index_path, ignore_errors=True)
+    remove_synthetic_index(index_path)
     images = enumerate(world.make_photos(photos, regions))
     seconds = plain_seconds = 0.0
     plain = index_path.with_name(f"{index_path.name}.plain")

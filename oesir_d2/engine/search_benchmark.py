@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,12 +15,19 @@ from tqdm import tqdm
 
 from oesir_d2.engine.kept_results import hash_json, read_kept, write_kept
 from oesir_d2.engine.measured_process import resident_parts, run_measured
-from oesir_d2.engine.synthetic_index import build_synthetic_index, make_queries
+from oesir_d2.engine.synthetic_index import (
+    build_synthetic_index,
+    check_sizes,
+    is_synthetic_index,
+    make_queries,
+    remove_synthetic_index,
+)
 from oesir_d2.evaluation.synthetic_embeddings import SyntheticWorld
-from oesir_d2.index import EmbeddingIndex, SetSearcher, build_object_index
+from oesir_d2.index import EmbeddingIndex, Manifest, SetSearcher, build_object_index
+from oesir_d2.index.manifest import StoredObjectIndex
 from oesir_d2.index.object_index import set_parameters
 from oesir_d2.index.set_search import FIRST_FETCH
-from oesir_d2.index.stored_object_index import open_object_index
+from oesir_d2.index.stored_object_index import check_object_index, object_index_path, open_object_index
 from oesir_d2.structures import ImageEmbeddings
 
 EXACT = "Flat"
@@ -67,33 +73,41 @@ def benchmark_search(
             or others. "Flat" is measured in any case: the others are compared with its results.
         options: see there.
         folder: for indexes and results.
-        keep_indexes: leave the indexes there.
+        keep_indexes: leave the indexes there that this call builds; others stay in any case.
 
     Returns:
         A row a size and factory; the keys are explained in ``measure_search``.
 
     Raises:
-        ValueError: FAISS cannot build a factory, or a size is too small for it.
+        ValueError: FAISS cannot build a factory, a size is too small for it or for two photos, or an index has no
+            object index though "stored" is asked for.
     """
+    check_sizes(sizes, options.photo_regions)
     rows = []
     specs = [EXACT, *(spec for spec in factories if spec != EXACT)]
+    paths = {size: folder / f"index-{size}" for size in sizes}
+    # Found out at once, and not after hours.
+    stored = {size: _find_stored(paths[size], size, options) for size in sizes if any(map(_is_stored, specs))}
     progress = tqdm(total=len(sizes) * len(specs), desc="Measuring search", unit="index")
     for size in sizes:
-        index_path = folder / f"index-{size}"
+        index_path = paths[size]
         truth = None
+        is_own = False
         for spec in specs:
-            key = hash_json([size, spec, asdict(options)])
+            described = [size, spec, asdict(options), faiss.omp_get_max_threads()]
+            key = hash_json([*described, vars(stored[size])] if _is_stored(spec) else described)
             path = folder / "search" / f"{size}-{key[:12]}.json"
             row = read_kept(path, key)
             if row is None:
-                build_synthetic_index(index_path, _world(options), size // options.photo_regions, options.photo_regions)
+                photos = size // options.photo_regions
+                is_own |= build_synthetic_index(index_path, _world(options), photos, options.photo_regions)
                 measured, peak = run_measured(measure_search, index_path, spec, options, truth)
                 row = write_kept(path, key, measured | {"peak_bytes": peak})
             truth = row["found"] if spec == EXACT else truth
             rows.append(row)
             progress.update()
-        if not keep_indexes:
-            shutil.rmtree(index_path, ignore_errors=True)
+        if is_own and not keep_indexes:
+            remove_synthetic_index(index_path)
     progress.close()
     return [{name: value for name, value in row.items() if name != "found"} for row in rows]
 
@@ -122,18 +136,17 @@ def measure_search(
     """
     clock = _clock()
     factory, _, parameters = spec.partition(" ")
-    is_stored = factory == STORED
     before = resident_parts()
     index = EmbeddingIndex.open(index_path)
     start = clock()
-    if is_stored:
-        objects = open_object_index(index)
+    stored = index.manifest.fresh_object_index() if factory == STORED else None
+    if stored is not None:
+        objects = open_object_index(index, stored.factory)
     else:
         objects = build_object_index(factory, index.dimension, index.vector_chunks(), index.num_objects)
     set_parameters(objects.faiss_index, parameters)
     build_seconds = clock() - start
     # Codes that are mapped from a file would not be written into another.
-    stored = index.manifest.fresh_object_index() if is_stored else None
     size = stored.bytes if stored else _count_bytes(objects.faiss_index)
     recorder = _Recorder(objects)
     searcher = SetSearcher(index, recorder, options.first_fetch or None)
@@ -184,6 +197,30 @@ def measure_search(
         "batch_faiss_ms": 1000 * batch_faiss / len(queries),
         "batch_ratio": batch / batch_faiss,
     }
+
+
+def _is_stored(spec: str) -> bool:
+    return spec.partition(" ")[0] == STORED
+
+
+def _find_stored(index_path: Path, size: int, options: SearchOptions) -> StoredObjectIndex:
+    """The object index on disk that "stored" means.
+
+    Raises:
+        ValueError: if the index is not there, is another one than these options make up, or has no object index that
+            is up to date and undamaged.
+    """
+    advice = "make it by a search with --keep-indexes, and then the object index by tools/index.py tune"
+    if not is_synthetic_index(index_path, _world(options), size // options.photo_regions, options.photo_regions):
+        raise ValueError(f"{STORED!r} needs an index of {size} objects of these options at {index_path}; {advice}")
+    stored = Manifest.load(index_path).fresh_object_index()
+    if stored is None:
+        raise ValueError(f"{STORED!r} needs an object index that is up to date in {index_path}; {advice}")
+    try:
+        check_object_index(object_index_path(index_path, stored), stored)
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename} is missing") from error
+    return stored
 
 
 class _Recorder:

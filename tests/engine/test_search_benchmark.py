@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+import faiss
 import numpy as np
 import pytest
 
@@ -21,7 +22,7 @@ from oesir_d2.engine.measured_process import run_measured
 from oesir_d2.engine.search_benchmark import SearchOptions, benchmark_search, measure_search
 from oesir_d2.engine.synthetic_index import build_synthetic_index, make_queries
 from oesir_d2.evaluation.synthetic_embeddings import SyntheticWorld
-from oesir_d2.index import EmbeddingIndex
+from oesir_d2.index import Budget, EmbeddingIndex, EmbeddingModelInfo, IndexWriter, Manifest, tune_object_index
 
 OPTIONS = SearchOptions(queries=3, query_regions=8, repetitions=1, explain_away=0.0, photo_regions=4, dimension=16)
 WORLD = SyntheticWorld(dimension=16, seed=0)
@@ -90,6 +91,83 @@ def test_measured_sizes_are_kept(tmp_path, measured_here):
     assert len(measured_here) == 5
     benchmark_search([400], [], replace(OPTIONS, seed=1), tmp_path)
     assert len(measured_here) == 6
+
+
+def test_stored_means_the_object_index_on_disk(tmp_path, measured_here):
+    def search(**options):
+        return benchmark_search([400], ["stored", "stored nprobe=4"], OPTIONS, tmp_path, **options)
+
+    path = tmp_path / "index-400"
+    with pytest.raises(ValueError, match="'stored' needs an index of 400 objects of these options at .*index-400"):
+        search()
+    benchmark_search([400], [], OPTIONS, tmp_path, keep_indexes=True)
+    with pytest.raises(ValueError, match="'stored' needs an object index that is up to date in .*; make it .* tune"):
+        search()
+    assert len(measured_here) == 1 and path.is_dir()
+
+    sizes = []
+    for factory in ("IVF4,Flat", "IVF4,SQ8"):
+        stored = tune_object_index(path, Budget(min_recall=0.1), factory)
+        rows = search()
+        assert [row["factory"] for row in rows] == ["Flat", "stored", "stored nprobe=4"]
+        assert [row["bytes_per_object"] for row in rows[1:]] == [stored.bytes / 400] * 2
+        assert search() == rows
+        sizes.append(rows[1]["bytes_per_object"])
+        assert Manifest.load(path).object_index == stored, "an index that was tuned is kept"
+    assert sizes[0] > sizes[1] and len(measured_here) == 5
+
+    file = path / "object_index" / f"{stored.name}.faiss"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match="is damaged: its SHA-256"):
+        search()
+    assert len(measured_here) == 5
+
+
+def test_rows_of_another_number_of_threads_are_measured_anew(tmp_path, measured_here):
+    threads = faiss.omp_get_max_threads()
+    try:
+        for count in (1, 2, 1):
+            faiss.omp_set_num_threads(count)
+            [row] = benchmark_search([400], [], OPTIONS, tmp_path)
+            assert row["threads"] == count
+    finally:
+        faiss.omp_set_num_threads(threads)
+    assert len(measured_here) == 2
+
+
+def test_only_made_up_indexes_are_deleted(tmp_path, measured_here):
+    path = tmp_path / "index-400"
+    benchmark_search([400], [], OPTIONS, tmp_path, keep_indexes=True)
+    benchmark_search([400], ["IVF4,Flat"], OPTIONS, tmp_path)
+    assert path.is_dir(), "that call did not build it"
+    rows = benchmark_search([400], [], replace(OPTIONS, seed=1), tmp_path, keep_indexes=True)
+    assert EmbeddingIndex.open(path).manifest.model.config["SYNTHETIC.SEED"] == 1, "it was of another world"
+
+    tune_object_index(path, Budget(min_recall=0.1), "SQ8")
+    with pytest.raises(ValueError, match="index-400 is in the way and stays, since it was tuned; move it"):
+        benchmark_search([400], ["IVF4,PQ2"], OPTIONS, tmp_path)
+    assert benchmark_search([400], [], replace(OPTIONS, seed=1), tmp_path) == rows and path.is_dir()
+
+    model = EmbeddingModelInfo({"MODEL.X": 1}, {}, "a" * 64, "", {}, 16)
+    for name in ("index-600", "build-600"):
+        IndexWriter(tmp_path / name, model, "Flat", 4).close()
+    for function, name in ((benchmark_search, "index-600"), (benchmark_build, "build-600")):
+        arguments = ([600], ["Flat"], OPTIONS) if function is benchmark_search else ([600], ["Flat"], WORLD, 4)
+        with pytest.raises(ValueError, match=f"{name} is in the way and stays, since it is no made-up one"):
+            function(*arguments, tmp_path)
+        assert (tmp_path / name / "manifest.json").exists()
+
+
+def test_sizes_of_less_than_two_photos_are_refused(tmp_path, measured_here):
+    for call in (
+        lambda size: benchmark_search([400, size], [], OPTIONS, tmp_path),
+        lambda size: benchmark_build([400, size], ["Flat"], WORLD, 4, tmp_path),
+    ):
+        with pytest.raises(ValueError, match="sizes has 7, expected at least 8: two photos of 4 regions"):
+            call(7)
+        assert measured_here == []
+    assert benchmark_search([8], [], OPTIONS, tmp_path)[0]["recall"] == 1
+    assert benchmark_build([8], ["Flat"], WORLD, 4, tmp_path)[0]["objects"] == 8
 
 
 def test_builds_are_measured_once(tmp_path, measured_here):
