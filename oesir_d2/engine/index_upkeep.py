@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def describe_index(path: Path) -> dict[str, Any]:
         "dimension": manifest.model.dimension,
         "segments": len(manifest.segments),
         "superseded_images": superseded,
-        "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        "bytes": _count_bytes(path),
         "factory": manifest.factory,
         "object_index": stored
         and {
@@ -95,6 +96,16 @@ def tune_index(path: Path, budget: Budget, factory: str | None) -> dict[str, Any
     """Choose and build the object index on disk."""
     tune_object_index(path, budget, factory)
     return describe_index(path)
+
+
+def _count_bytes(path: Path) -> int:
+    """Bytes of all files below a folder, where others may write and delete meanwhile."""
+    size = 0
+    for folder, _, names in os.walk(path):  # passes over folders that vanish
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += os.stat(os.path.join(folder, name)).st_size
+    return size
 
 
 def _open_writer(path: Path) -> IndexWriter:

@@ -71,7 +71,7 @@ def build_index(cfg: CfgNode, files: list[ImageFile], output: Path, strict: bool
         tqdm(total=len(files), desc="Embedding", unit="photo") as progress,
     ):
         adopt_shares(writer, skipped_files)
-        changed = find_changed_files(writer, files, progress)
+        changed = find_changed_files(writer, files, skipped_files, progress)
         done = embed_files(embedder, changed, writer, skipped_files, progress, strict)
         writer.flush()
         manifest = writer.manifest
@@ -165,12 +165,16 @@ class FileFingerprint:
             return None
 
 
-def find_changed_files(writer: IndexWriter, files: Iterable[ImageFile], progress: tqdm) -> Iterator[ImageFile]:
-    """The files that must be embedded; the others move the progress bar on."""
+def find_changed_files(
+    writer: IndexWriter, files: Iterable[ImageFile], skipped_files: SkippedFiles, progress: tqdm
+) -> Iterator[ImageFile]:
+    """The files that must be embedded; the others move the progress bar on, and are not skipped any more."""
     known = writer.known()
     for file in files:
         record = known.get(file.image_id)
         if record is not None and _is_unchanged(writer, file, record):
+            # It was damaged, and its old content came back.
+            skipped_files.resolve(locate(file.path))
             progress.update()
         else:
             yield file

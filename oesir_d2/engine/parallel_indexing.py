@@ -100,7 +100,7 @@ def _build_main_share(build: Build, cfg: CfgNode, embedder: Embedder, group: _Gr
     ):
         # What an earlier build left is older than what this one finds.
         adopt_shares(writer, skipped_files)
-        changed = list(find_changed_files(writer, files, progress))
+        changed = list(find_changed_files(writer, files, skipped_files, progress))
         writer.flush()
         share = group.divide(changed)
         parts = group.gather(embed_files(embedder, share, writer, skipped_files, progress, build.strict))

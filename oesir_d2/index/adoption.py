@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..files import fsync_directory, open_synced, temporary_beside
-from .manifest import Manifest, SegmentInfo, check_compatible
+from .manifest import Manifest, SegmentInfo
+from .reader import EmbeddingIndex
 from .segments import SEGMENTS_FOLDER, Segment
 from .store import IndexStore
 
@@ -21,14 +22,14 @@ _COPY_BYTES = 1 << 20
 
 def adopt_segments(store: IndexStore, source: Path) -> int:
     """Add all images of another index to a store, in one commit; see ``IndexWriter.adopt``."""
-    manifest = Manifest.load(source)
-    check_compatible(manifest, store.manifest.model)
-    if os.path.samefile(source, store.path):
+    if source.exists() and os.path.samefile(source, store.path):
         raise ValueError(f"index {source} cannot be merged into itself")
-    segments = [Segment.open(source, info, manifest.model.dimension) for info in manifest.segments]
-    taken_out, superseded = _resolve_doubles(store, segments, manifest)
+    # Held open, so that a writer over there deletes nothing of it meanwhile.
+    index = EmbeddingIndex.open(source, store.manifest.model)
+    manifest = index.manifest
+    taken_out, superseded = _resolve_doubles(store, index.segments, manifest)
     adopted = manifest.images - sum(map(len, superseded.values()))
-    names = store.next_names(len(segments))
+    names = store.next_names(len(manifest.segments))
     with store.change(f"index {source} could not be merged into index {store.path}"):
         added = []
         for name, info in zip(names, manifest.segments, strict=True):

@@ -194,6 +194,19 @@ def test_unreadable_photo_is_skipped_with_its_reason_and_taken_in_once_repaired(
     assert (build(photos).images, read_skipped(open_index().path)) == (6, [])
 
 
+def test_photo_whose_old_content_comes_back_is_not_skipped_any_more(
+    build: Build, embedded: list[str], photos: list[ImageFile], open_index: OpenIndex
+) -> None:
+    build(photos)
+    content = photos[3].path.read_bytes()
+    photos[3].path.write_bytes(content[: len(content) // 2])
+    assert build(photos).skipped == 1
+    assert [entry.path for entry in read_skipped(open_index().path)] == [str(photos[3].path)]
+    photos[3].path.write_bytes(content)
+    assert build(photos).skipped == 0 and embedded == []
+    assert read_skipped(open_index().path) == []
+
+
 def test_strict_build_stops_at_the_first_unreadable_photo_and_keeps_what_came_before(
     build: Build, photos: list[ImageFile], open_index: OpenIndex
 ) -> None:

@@ -70,6 +70,30 @@ def test_what_is_gathered_is_written_first(tmp_path, store_versions, versions_in
     assert versions_in(tmp_path / "ours") == {"a": 2, "b": 3}
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_source_that_is_compacted_meanwhile_is_taken_over_as_it_was(
+    tmp_path, store_versions, versions_in, adopt, model_info, monkeypatch, links
+):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    store_versions(ours, OURS)
+    store_versions(theirs, THEIRS)
+    link = os.link
+
+    def compact_first(source, target):
+        monkeypatch.setattr(os, "link", link)
+        with IndexWriter(theirs, model_info, "Flat", 2) as writer:
+            writer.remove(["f"])
+            assert sum(writer.compact()) == 3
+        if not links:
+            raise OSError(errno.EXDEV, "Invalid cross-device")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", compact_first)
+    assert adopt(ours, theirs) == [3]
+    assert versions_in(ours) == MERGED
+    assert versions_in(theirs) == {name: version for name, version in THEIRS.items() if name != "f"}
+
+
 def test_removed_images_are_gone_until_they_are_added_again(tmp_path, store_versions, versions_in, model_info):
     path = tmp_path / "index"
     store_versions(path, OURS)
