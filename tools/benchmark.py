@@ -37,19 +37,25 @@ What is compared is measured in turns in one process; OMP_NUM_THREADS sets the n
 and NAME.md; the last line of stdout is JSON. Bytes are bytes, times milliseconds unless named otherwise.
 """
 SIZES = [10_000, 100_000, 1_000_000]
+MADE_UP = ("sizes", "factories", "dimension", "photo_regions", "seed")
+OPTIONS = {
+    "extract": ("images", "photos", "processes", "rounds", "config_file", "opts"),
+    "search": (*MADE_UP, "queries", "query_regions", "explain_away", "keep_indexes", "rounds"),
+    "build": MADE_UP,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument("what", choices=["extract", "search", "build"], help="what to measure")
     parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="folder, created if missing")
-    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of the made-up embeddings")
     extract = parser.add_argument_group("extract")
     extract.add_argument("--images", metavar="DIR_OR_LIST", help="photos to extract from")
     extract.add_argument("--photos", type=whole_number(1), default=12, metavar="N", help="the first N of them")
     extract.add_argument(
         "--processes", type=whole_number(1), default=2, metavar="N", help="1: do not compare processes"
     )
+    extract.add_argument("--rounds", type=whole_number(1), default=3, metavar="N", help="timed rounds; search, too")
     made_up = parser.add_argument_group("search and build")
     made_up.add_argument("--sizes", type=whole_number(1), nargs="+", default=SIZES, metavar="N", help="objects")
     made_up.add_argument(
@@ -61,17 +67,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     made_up.add_argument("--dimension", type=whole_number(1), default=256, metavar="D", help="of an embedding")
     made_up.add_argument("--photo-regions", type=whole_number(1), default=10, metavar="N", help="objects a photo")
+    made_up.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of the made-up embeddings")
     search = parser.add_argument_group("search")
     search.add_argument("--queries", type=whole_number(1), default=50, metavar="N", help="query photos")
     search.add_argument("--query-regions", type=whole_number(8), default=20, metavar="N", help="regions a query, >= 8")
     search.add_argument("--explain-away", type=float, default=1.0, metavar="W", help="as RETRIEVAL.EXPLAIN_AWAY")
     search.add_argument("--keep-indexes", action="store_true", help="leave the indexes in OUTPUT")
-    parser.add_argument("--rounds", type=whole_number(1), default=3, metavar="N", help="timed rounds")
     add_config_arguments(parser)
     args = parser.parse_args(argv)
+    refuse_foreign(parser, args)
     figures, markdown = {"extract": run_extract, "search": run_search, "build": run_build}[args.what](args)
     files = write_benchmark(args.output, args.what, figures, markdown)
     print(json.dumps(files | figures))
+
+
+def refuse_foreign(parser: ToolParser, args: argparse.Namespace) -> None:
+    given = [name for names in OPTIONS.values() for name in names if getattr(args, name) != parser.get_default(name)]
+    foreign = [name for name in given if name not in OPTIONS[args.what]]
+    if foreign:
+        words = "KEY VALUE" if foreign[0] == "opts" else f"--{foreign[0].replace('_', '-')}"
+        raise ValueError(f"{words} does not belong to {args.what}; --help shows examples")
 
 
 def run_extract(args: argparse.Namespace) -> tuple[dict, str]:

@@ -80,6 +80,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.job == "merge":
         return index_upkeep.merge_indexes(args.index, require(args, "sources"))
     if args.job == "tune":
+        for name in ("max_memory", "max_latency"):
+            if args.factory is not None and getattr(args, name) is not None:
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(
+                    f"{flag} chooses a type, and --factory names one: give one of them; --help shows examples"
+                )
         latency = None if args.max_latency is None else args.max_latency / 1000
         recall = 0.98 if args.min_recall is None else args.min_recall
         return index_upkeep.tune_index(args.index, Budget(args.max_memory, latency, recall), args.factory)

@@ -51,9 +51,10 @@ class Budget:
     def __post_init__(self) -> None:
         if not 0 < self.min_recall <= 1:
             raise ValueError(f"min_recall is {self.min_recall}, expected a number above 0 and up to 1")
-        for name, value in (("max_memory", self.max_memory), ("max_latency", self.max_latency)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}, must be positive")
+        if self.max_memory is not None and not self.max_memory > 0:
+            raise ValueError(f"max_memory is {self.max_memory} bytes, must be positive")
+        if self.max_latency is not None and not self.max_latency > 0:
+            raise ValueError(f"max_latency is {1000 * self.max_latency:g} ms, must be positive")
 
 
 @dataclass(frozen=True)

@@ -172,8 +172,15 @@ class IndexStore:
             check_compatible(manifest, model_info)
             # The same weights may lie elsewhere by now.
             model = replace(manifest.model, references=model_info.references)
-            # A tuned index keeps what it was tuned to.
             tuned = manifest.object_index
+            # "Flat" is what is passed where nobody asked for anything.
+            if tuned and factory not in (tuned.factory, "Flat"):
+                logger.warning(
+                    "Index %s was tuned to %s and keeps it; tools/index.py tune --factory %s changes it",
+                    self.path,
+                    tuned.factory,
+                    factory,
+                )
             current = replace(manifest, model=model, factory=tuned.factory if tuned else factory)
         create_lease_file(self.path)
         if current != manifest:

@@ -69,9 +69,13 @@ class Reached:
 
 
 def make_tuning_queries(index: EmbeddingIndex) -> tuple[list[TuningQuery], list[TuningQuery]]:
-    """Queries to choose parameters by, and others to measure with; the same ones if there are too few photos."""
-    sample = [(image, index.embeddings_of(image)) for image in _sample(len(index.images), _QUERIES)]
-    photos = [_Sources((image,), _take(query, QUERY_REGIONS)) for image, query in sample if len(query)]
+    """Queries to choose parameters by, and others to measure with; the same ones if there are too few photos.
+
+    The index has a photo with regions; the others have nothing to be searched by.
+    """
+    findable = np.flatnonzero(np.diff(index.offsets))
+    sample = findable[_sample(len(findable), _QUERIES)].tolist()
+    photos = [_Sources((image,), _take(index.embeddings_of(image), QUERY_REGIONS)) for image in sample]
     # A photo far away; of the same half, so that the halves have no photo in common.
     step = max(1, len(photos) // 4 // 2 * 2)
     pairs = zip(photos, photos[step:] + photos[:step], strict=True)

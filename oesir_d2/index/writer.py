@@ -40,7 +40,8 @@ class IndexWriter:
         path: the index folder. It is created if it is not there; an empty folder will do.
         model_info: the model whose embeddings will be added.
         factory: FAISS factory string, kept for those who search. It says how the vectors are searched, not what they
-            are: opening an index with another one replaces it, as it replaces the model's references.
+            are: opening an index with another one replaces it, as it replaces the model's references; but an index
+            that was tuned keeps the one it was tuned to, with a warning unless "Flat" was asked for.
         segment_images: images a segment; > 0.
 
     Raises:

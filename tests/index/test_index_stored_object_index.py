@@ -201,6 +201,22 @@ def test_an_index_of_few_photos_can_be_tuned(tmp_path, photos):
     assert (stored.factory, stored.measured["recall_at_10"]) == ("Flat", 1.0)
 
 
+def test_photos_without_regions_are_no_queries(tmp_path, make_image, store):
+    """One photo of 200 has regions, and it is none of evenly spaced ones."""
+    path = tmp_path / "index"
+    store(path, [make_image(f"image{number}", 3 if number == 1 else 0) for number in range(200)])
+    stored = tune_object_index(path, Budget())
+    assert (stored.objects, stored.measured["recall_at_10"]) == (3, 1.0)
+
+
+def test_a_tuned_index_keeps_its_type_and_says_so(path, caplog):
+    tune_object_index(path, BUDGET, "SQ8")
+    for factory, warnings in (("Flat", 0), ("SQ8", 0), ("IVF4,Flat", 1)):
+        IndexWriter(path, MODEL, factory, 100).close()
+        assert Manifest.load(path).factory == "SQ8"
+        assert caplog.text.count("was tuned to SQ8 and keeps it; tools/index.py tune --factory IVF4,Flat") == warnings
+
+
 def plan_bytes(factory):
     return next(plan.bytes for plan in plan_object_indexes(PHOTOS, 5 * PHOTOS, 32, Budget()) if plan.factory == factory)
 

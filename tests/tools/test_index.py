@@ -55,6 +55,9 @@ def test_the_life_of_an_index(run_tool: RunTool, copied: tuple[Path, Path], tmp_
         (("compact", "--gone"), "--gone does not belong to compact"),
         (("tune", "--max-memory", "much"), "'much' is not a size, expected such as 64MB"),
         (("tune", "--min-recall", "2"), "min_recall is 2.0"),
+        (("tune", "--max-latency", "-5"), "max_latency is -5 ms, must be positive"),
+        (("tune", "--factory", "PQ8", "--max-memory", "1MB"), "--max-memory chooses a type, and --factory names one"),
+        (("tune", "--max-latency", "9", "--factory", "PQ8"), "--max-latency chooses a type, and --factory names one"),
     ],
 )
 def test_mistakes_end_in_one_line(run_tool: RunTool, tmp_path: Path, words: tuple[str, ...], match: str) -> None:
