@@ -14,6 +14,7 @@ from oesir_d2.data import list_images
 from oesir_d2.engine.indexing import build_index
 from oesir_d2.engine.model_info import restore_config
 from oesir_d2.index import Budget, IndexWriter, Manifest, find_damage, refresh_object_index, tune_object_index
+from oesir_d2.index.manifest import MANIFEST_FILE
 
 
 def describe_index(path: Path) -> dict[str, Any]:
@@ -70,7 +71,8 @@ def compact_index(path: Path) -> dict[str, Any]:
 
 def merge_indexes(path: Path, sources: Sequence[Path]) -> dict[str, Any]:
     """Take the photos of other indexes into one, which is made if it is not there."""
-    manifest = Manifest.load(path if path.exists() and any(path.iterdir()) else sources[0])
+    # The locks of a creation that was interrupted may lie there.
+    manifest = Manifest.load(path if (path / MANIFEST_FILE).exists() else sources[0])
     added = 0
     with IndexWriter(path, manifest.model, manifest.factory, segment_images=64) as writer:
         for source in tqdm(sources, desc="Merging", unit="index"):
@@ -85,7 +87,7 @@ def verify_index(path: Path) -> dict[str, Any]:
         ValueError: if something is damaged; all of it is named.
     """
     manifest = Manifest.load(path)
-    parts = len(manifest.segments) + (manifest.object_index is not None)
+    parts = len(manifest.segments) + 1 + (manifest.object_index is not None)
     damage = [found for found in tqdm(find_damage(path), total=parts, desc="Verifying", unit="part") if found]
     if damage:
         raise ValueError(f"{len(damage)} of {parts} parts of index {path} are damaged: {'; '.join(damage)}")

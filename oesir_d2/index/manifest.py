@@ -52,7 +52,7 @@ class StoredObjectIndex:
         factory: FAISS factory string.
         parameters: what FAISS's ParameterSpace takes at search time, such as "nprobe=16"; "" for none.
         first_fetch: objects a query region that a search begins with.
-        score_error: by how much nine of ten scores lie below the inner product at most.
+        score_error: by how much a score lies below the inner product at most, for 995 of 1,000 objects.
         covers: ``Manifest.coverage`` of the images that it holds.
         objects: region embeddings of these images.
         trained_on: region embeddings that there were when it was trained.

@@ -23,6 +23,8 @@ _LONGEST_TEXT = 65_535
 # A collection of Milvus has vectors, whether it needs them or not.
 _NO_VECTOR = [0.0, 0.0]
 _ROWS_AT_ONCE = 4096
+# Of so many rows that no segment has, one after the other: more is no gap that deleted segments leave.
+_MOST_EMPTY = 1000
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,16 @@ class Ledger:
             raise ValueError(f"{self._place()} was made for another index; name another collection, or drop this one")
 
     def read(self) -> dict[int, LedgerRow]:
-        """The rows of all segments, by their numbers."""
+        """The rows of all segments, by their numbers.
+
+        Raises:
+            ValueError: if Milvus counts rows that it does not give.
+        """
         rows: dict[int, LedgerRow] = {}
         start = _OWNER_KEY + 1
+        empty = 0
         with self._connection.naming_errors():
-            count = self._client.query(self._name, filter=f"key >= {start}", output_fields=["count(*)"])[0]["count(*)"]
+            count = self._count(start)
             # Milvus gives a limited number of rows at once, and in no order.
             while len(rows) < count:
                 batch = self._client.query(
@@ -107,6 +114,12 @@ class Ledger:
                 )
                 rows.update((row["key"], LedgerRow(row["content"], row["superseded"])) for row in batch)
                 start += _ROWS_AT_ONCE
+                empty = 0 if batch else empty + 1
+                if empty:
+                    # Between the numbers there are gaps; or somebody has deleted rows meanwhile.
+                    count = len(rows) + self._count(start)
+                if empty > _MOST_EMPTY:
+                    raise ValueError(f"{self._place()} counts {count} segments and gives {len(rows)}; drop it")
         return rows
 
     def write(self, rows: Iterable[tuple[str, LedgerRow]]) -> None:
@@ -126,6 +139,11 @@ class Ledger:
                 self._client.upsert(self._name, entries[start : start + _ROWS_AT_ONCE])
             if self._connection.is_embedded:
                 self._client.flush(self._name)
+
+    def _count(self, first: int) -> int:
+        """The rows from a key on."""
+        rows = self._client.query(self._name, filter=f"key >= {first}", output_fields=["count(*)"])
+        return int(rows[0]["count(*)"])
 
     def _read_owner(self) -> dict[str, Any] | None:
         rows = self._client.query(self._name, filter=f"key == {_OWNER_KEY}", output_fields=["content"])

@@ -94,7 +94,8 @@ class SetSearcher:
 
         Args:
             query: the regions of the query image, embedded by the index's model; vectors L2-normalised.
-            top_k: results wanted; > 0. More than there are images gives them all.
+            top_k: results wanted; > 0. With an exact object index, more than there are images with regions gives them
+                all; an approximate one may give fewer than are wanted, since it looks at the nearest objects alone.
             aggregate: name in ``AGGREGATORS``: how the best-pair scores make an image's score.
             matches_per_result: pairs of regions that a result lists at most; >= 0.
             explain_away: how much of the first result's best-pair scores is subtracted from those of the others, in

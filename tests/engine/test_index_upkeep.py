@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from oesir_d2.engine import index_upkeep
-from oesir_d2.engine.synthetic_index import build_synthetic_index
+from oesir_d2.engine.synthetic_index import build_synthetic_index, describe_world
 from oesir_d2.evaluation.synthetic_embeddings import SyntheticWorld
+from oesir_d2.index import IndexWriter
 
 WORLD = SyntheticWorld(dimension=16)
 
@@ -45,6 +47,37 @@ def test_an_index_is_described_while_its_files_vanish(index_path: Path, monkeypa
             assert calls > 5
             return
     pytest.fail("more than 200 steps")
+
+
+@pytest.mark.parametrize(("name", "value"), [("images", 21), ("objects", 59)])
+def test_counts_of_the_manifest_are_verified(index_path: Path, name: str, value: int) -> None:
+    assert index_upkeep.verify_index(index_path)["images"] == 20
+    with IndexWriter(index_path, describe_world(WORLD), "Flat", 4) as writer:
+        writer.remove(["photo000000003"])
+    assert index_upkeep.verify_index(index_path)["objects"] == 57
+    file = index_path / "manifest.json"
+    content = json.loads(file.read_text())
+    content["counts"][name] = value
+    file.write_text(json.dumps(content))
+    counts = {"images": 19, "objects": 57, name: value}
+    words = f"says {counts['images']} images and {counts['objects']} objects, its segments hold 19 and 57"
+    with pytest.raises(
+        ValueError, match=f"1 of 2 parts of index .* are damaged: .*manifest.json is damaged: it {words}"
+    ):
+        index_upkeep.verify_index(index_path)
+
+
+def test_indexes_are_merged_where_the_making_of_one_was_interrupted(index_path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    for name in (".lock", ".readers", ".tmp-manifest.json"):
+        (target / name).touch()
+    assert index_upkeep.merge_indexes(target, [index_path])["added"] == 20
+    assert index_upkeep.verify_index(target)["images"] == 20
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(ValueError, match="mine is neither an index nor an empty folder: it holds 'thesis.txt'"):
+        index_upkeep.merge_indexes(tmp_path / "mine", [index_path])
 
 
 def count_bytes(path: Path) -> int:

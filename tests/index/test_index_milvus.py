@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 
 from oesir_d2.index import EmbeddingIndex, IndexWriter, SetSearcher, build_object_index
 from oesir_d2.index.milvus_connection import MilvusConnection, MilvusSettings, parse_params
+from oesir_d2.index.milvus_ledger import Ledger
 from oesir_d2.index.milvus_note import MILVUS_FILE, stored_settings
 from oesir_d2.index.milvus_object_index import open_milvus_index
 
@@ -317,3 +320,32 @@ def test_killed_uploads_are_completed(tmp_path, model_info, make_image, store):
     # Both collections are made and claimed; then groups of segments are begun, uploaded and entered.
     assert sum(outcome["died"] for outcome in outcomes) >= 10
     assert [outcome["is_right"] for outcome in outcomes] == [True] * len(outcomes), done.stderr
+
+
+class _Rows:
+    """A connection to a ledger with rows of these numbers, which are gone when they are asked for a second time."""
+
+    def __init__(self, numbers, lost=(), honest=True):
+        self.settings = MilvusSettings("http://localhost:1")
+        self.client, self.naming_errors = self, nullcontext
+        self._numbers, self._lost, self._honest = set(numbers), set(lost), honest
+
+    def query(self, name, filter, output_fields):
+        first, last = (*map(int, re.findall("[0-9]+", filter)), 1 << 31)[:2]
+        if output_fields == ["count(*)"]:
+            count = sum(first <= number < last for number in self._numbers)
+            if self._honest:
+                self._numbers -= self._lost
+            return [{"count(*)": count if self._honest else max(count, 1)}]
+        found = sorted(self._numbers - self._lost & set(range(first, last)))
+        return [{"key": n, "content": f"{n}", "superseded": "0"} for n in found if first <= n < last]
+
+
+def test_a_ledger_that_gives_fewer_rows_than_it_counted_is_read_to_its_end():
+    numbers = [1, 2, 3, 40_000, 40_001]
+    for lost in ([], [2], [40_001], numbers):
+        assert sorted(Ledger(_Rows(numbers, lost)).read()) == sorted(set(numbers) - set(lost))
+    with pytest.raises(
+        ValueError, match="collection 'oesir_d2' of Milvus at .* counts 1 segments and gives 0; drop it"
+    ):
+        Ledger(_Rows([], honest=False)).read()
