@@ -130,7 +130,8 @@ def _add_input_config(cfg: CN) -> None:
 
 def _add_index_config(cfg: CN) -> None:
     cfg.INDEX = CN()
-    # FAISS factory string of the object index. "Flat" is exact (ours).
+    # FAISS factory string of the object index. "Flat" is exact. An index that tools/index.py tuned keeps its own while
+    # photos are added; a search takes what is given here (ours).
     cfg.INDEX.FACTORY = "Flat"
     # Photos a segment: a crash while building loses at most these (ours).
     cfg.INDEX.SEGMENT_IMAGES = 64

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     search.add_argument("--queries", type=whole_number(1), default=50, metavar="N", help="query photos")
     search.add_argument("--query-regions", type=whole_number(8), default=20, metavar="N", help="regions a query, >= 8")
     search.add_argument("--explain-away", type=float, default=1.0, metavar="W", help="as RETRIEVAL.EXPLAIN_AWAY")
-    search.add_argument("--keep-indexes", action="store_true", help="leave the indexes in OUTPUT")
+    search.add_argument("--keep-indexes", action="store_true", help="leave new indexes in OUTPUT; old ones stay")
     add_config_arguments(parser)
     args = parser.parse_args(argv)
     refuse_foreign(parser, args)
