@@ -118,8 +118,8 @@ def iterate_boxes(
             f"{len(boxes)} box lists and {len(image_sizes)} image sizes for {num_images} feature maps, "
             "expected one for each"
         )
-    # Split, not sliced: the gradient of a slice is as large as all the maps.
-    maps = at_least_float32(feature_map).split(1)
+    # Taken apart, not sliced: the gradient of a slice is as large as all the maps.
+    maps = at_least_float32(feature_map).unbind()
     for index, (map_per_image, boxes_per_image, image_size) in enumerate(zip(maps, boxes, image_sizes, strict=True)):
         if boxes_per_image.ndim != 2 or boxes_per_image.shape[1] != 4:
             raise ValueError(f"boxes of image {index} have shape {tuple(boxes_per_image.shape)}, expected (R, 4)")
@@ -128,7 +128,7 @@ def iterate_boxes(
         columns = count_valid_cells(image_size[1] * spatial_scale, width)
         # A map may end before the image where a network drops the last pixels; RoIAlign reads zeros out there.
         covered = (min(image_size[0], rows / spatial_scale), min(image_size[1], columns / spatial_scale))
-        yield map_per_image[:, :, :rows, :columns], _clip_boxes(boxes_per_image.to(map_per_image), covered)
+        yield map_per_image[None, :, :rows, :columns], _clip_boxes(boxes_per_image.to(map_per_image), covered)
 
 
 def _clip_boxes(boxes: Tensor, size: tuple[float, float]) -> Tensor:
