@@ -27,6 +27,9 @@ _QUERIES = 64
 _DONOR_REGIONS = 6
 # What is pasted is smaller than in its own photo.
 _DONOR_SCALE = 0.4
+# By so much of its length a vector of a splice is moved: recompressed, scaled and cut, nothing looks quite as it did. A
+# splice of exact copies would leave its host nothing to be explained, and be found too easily.
+_VIEW_NOISE = 0.5
 # Scores that differ by less are equal.
 _TIE = 1e-5
 
@@ -176,13 +179,22 @@ def _score_all(index: EmbeddingIndex, queries: list[np.ndarray], shifts: list[np
 
 
 def _splice(host: _Sources, donor: _Sources) -> _Sources:
-    """Most regions of the one photo, and some of the other, made smaller."""
+    """Most regions of the one photo, and some of the other, made smaller; all as in another view."""
     of_donor = _take(donor.embeddings, _DONOR_REGIONS)
     of_host = _take(host.embeddings, QUERY_REGIONS - len(of_donor))
     parts = (of_host, replace(of_donor, boxes=_DONOR_SCALE * of_donor.boxes))
     names = ("vectors", "boxes", "scores", "classes")
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    joined["vectors"] = _move(joined["vectors"], np.random.default_rng([*host.images, *donor.images]))
     return _Sources(host.images + donor.images, ImageEmbeddings(of_host.image_id, **joined))
+
+
+def _move(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Unit vectors (Q, D), moved by noise of ``_VIEW_NOISE`` of their length."""
+    noise = rng.standard_normal(vectors.shape, dtype=np.float32) / np.sqrt(vectors.shape[1])
+    moved = vectors + np.float32(_VIEW_NOISE) * noise
+    lengths = np.linalg.norm(moved, axis=1, keepdims=True)
+    return np.asarray(moved / lengths, np.float32)
 
 
 def _take(query: ImageEmbeddings, count: int) -> ImageEmbeddings:
