@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import launch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -139,6 +140,9 @@ def _run_in_process(function: Callable[..., None], args: tuple[Any, ...]) -> Non
     # As Ctrl-C, so that what is finished gets written when another process has failed.
     signal.signal(signal.SIGTERM, _interrupt)
     function(*args)
+    if dist.is_initialized():
+        # Its threads must not be running any more when Python ends.
+        dist.destroy_process_group()
 
 
 def _keep_progress_bars_to_threads() -> None:
