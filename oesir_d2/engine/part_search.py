@@ -28,7 +28,7 @@ MIN_CONFIDENCE = 0.95
 """A match is taken for proof from here on: six inliers, or fewer of a photo that looks the same."""
 
 SURE_CONFIDENCE = 0.995
-"""And with such a match the search for the source of a part ends."""
+"""And with such a match the search for the source of a part ends, if the photo looks like the part pixel by pixel."""
 
 MAX_PART_FEATURES = 1000
 """Keypoints of a part that are compared; the strongest."""
@@ -42,6 +42,8 @@ _CONTEXT = 0.5
 _FEATURE_MARGIN = 2
 # A match of so few inliers that no other comparison would name it is evidence only from here on.
 _LIKELY = 0.5
+# Another photo of the same building has many points in common with a part, but other pixels.
+_SAME_PIXELS = 0.8
 # If no matched region holds proof, so many of the best candidates are looked at as a whole.
 _WHOLE_PHOTOS = 25
 # The matched region of a candidate, enlarged so on each side, is looked at before the whole photo.
@@ -142,7 +144,8 @@ def verify_candidates(
         proof: weighs what is found.
         skip: image ids that are not looked at.
         check: called before each candidate with the share of the work that is done.
-        stop_when_sure: end with the first sure match; else the matched regions of all candidates are compared.
+        stop_when_sure: end with the first match that leaves no doubt; else the matched regions of all candidates are
+            compared.
 
     Returns:
         By image id, the matches found, of whatever confidence.
@@ -162,7 +165,7 @@ def verify_candidates(
         if match is None or not _is_evidence(match):
             continue
         found[result.image_id] = match
-        if match.confidence >= SURE_CONFIDENCE and stop_when_sure:
+        if stop_when_sure and _leaves_no_doubt(match):
             return found
     if any(match.confidence >= MIN_CONFIDENCE for match in found.values()):
         return found
@@ -174,10 +177,15 @@ def verify_candidates(
         match = proof.find_best(result.image_id, (match,))
         if match is not None and _is_evidence(match):
             found[result.image_id] = match
-            if match.confidence >= SURE_CONFIDENCE:
+            if _leaves_no_doubt(match):
                 break
     return found
 
 
 def _is_evidence(match: GeometricMatch) -> bool:
     return match.inliers >= MIN_INLIERS or match.confidence >= _LIKELY
+
+
+def _leaves_no_doubt(match: GeometricMatch) -> bool:
+    look = match.appearance
+    return match.confidence >= SURE_CONFIDENCE and look is not None and look.correlation >= _SAME_PIXELS
