@@ -25,10 +25,10 @@ from oesir_d2.geometry import (
 from oesir_d2.index import RegionMatch, SearchResult
 
 MIN_CONFIDENCE = 0.95
-"""A match is taken for proof from here on: six inliers, or fewer of a photo that looks the same."""
+"""A match is taken for proof from here on."""
 
-SURE_CONFIDENCE = 0.995
-"""And with such a match the search for the source of a part ends, if the photo looks like the part pixel by pixel."""
+SURE_CONFIDENCE = 0.98
+"""And with such a match the search for the source of a part ends."""
 
 MAX_PART_FEATURES = 1000
 """Keypoints of a part that are compared; the strongest."""
@@ -42,8 +42,6 @@ _CONTEXT = 0.5
 _FEATURE_MARGIN = 2
 # A match of so few inliers that no other comparison would name it is evidence only from here on.
 _LIKELY = 0.5
-# Another photo of the same building has many points in common with a part, but other pixels.
-_SAME_PIXELS = 0.8
 # If no matched region holds proof, so many of the best candidates are looked at as a whole.
 _WHOLE_PHOTOS = 25
 # The matched region of a candidate, enlarged so on each side, is looked at before the whole photo.
@@ -165,7 +163,7 @@ def verify_candidates(
         if match is None or not _is_evidence(match):
             continue
         found[result.image_id] = match
-        if stop_when_sure and _leaves_no_doubt(match):
+        if stop_when_sure and match.confidence >= SURE_CONFIDENCE:
             return found
     if any(match.confidence >= MIN_CONFIDENCE for match in found.values()):
         return found
@@ -177,15 +175,10 @@ def verify_candidates(
         match = proof.find_best(result.image_id, (match,))
         if match is not None and _is_evidence(match):
             found[result.image_id] = match
-            if _leaves_no_doubt(match):
+            if match.confidence >= SURE_CONFIDENCE:
                 break
     return found
 
 
 def _is_evidence(match: GeometricMatch) -> bool:
     return match.inliers >= MIN_INLIERS or match.confidence >= _LIKELY
-
-
-def _leaves_no_doubt(match: GeometricMatch) -> bool:
-    look = match.appearance
-    return match.confidence >= SURE_CONFIDENCE and look is not None and look.correlation >= _SAME_PIXELS

@@ -25,8 +25,8 @@ unverified: geometry does not confirm that the query shows anything of it.
 PartKind = Literal["donor", "copy-move", "unknown source"]
 """Where a part that differs from the host came from: a photo of the database, another place of the query, neither."""
 
-Doubt = Literal["no match", "few points agree", "too little to see", "looks different"]
-"""Why a photo is left unverified."""
+Doubt = Literal["no match", "few points agree", "too little to see", "looks different", "other pixels"]
+"""Why a photo is left unverified. One of "other pixels" shows the same thing, but the part was not cut from it."""
 
 # An object is cut whole from its photo, so that this photo should cover all of the part.
 _MIN_OVERLAP = 0.5
@@ -34,6 +34,8 @@ _MIN_OVERLAP = 0.5
 _MIN_TEXTURED = 200
 # Below this correlation a photo speaks against itself.
 _LOOKS_ALIKE = 0.6
+# So many inliers are no accident, whatever the photo looks like.
+_SAME_THING = 6
 
 TRANSFORM_DIGITS = 10
 COORDINATE_DECIMALS = 2
@@ -189,7 +191,7 @@ class PhotoFinding:
             return "too little to see"
         if appearance is not None and appearance.is_different:
             return "looks different"
-        return "few points agree"
+        return "other pixels" if self.match.inliers >= _SAME_THING else "few points agree"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, the keys that are added to a result of the search."""

@@ -15,7 +15,7 @@ from oesir_d2.layers.numerics import at_least_float32
 from oesir_d2.layers.pooling import Pooler, count_valid_cells
 
 MAX_SAMPLED_VALUES = 2**24
-"""Regions are sampled in chunks of at most this many values, 64 MiB of float32."""
+"""Regions are pooled in chunks of at most this many values, 64 MiB of float32."""
 
 MIN_BOX_SIDE = 1.0
 """Boxes thinner than this, in pixels of the network's input, are widened to it; RoIAlign needs an area."""
@@ -108,6 +108,30 @@ def iterate_boxes(
     Raises:
         ValueError: if the arguments do not belong together.
     """
+    grids = find_covered_cells(feature_map, boxes, spatial_scale, image_sizes)
+    # Taken apart, not sliced: the gradient of a slice is as large as all the maps.
+    maps = at_least_float32(feature_map).unbind()
+    for map_per_image, boxes_per_image, (rows, columns, covered) in zip(maps, boxes, grids, strict=True):
+        # Without its padded cells the map ends where the image does, and RoIAlign repeats its outermost cells.
+        corner = map_per_image.new_tensor(covered)
+        yield map_per_image[None, :, :rows, :columns], clip_boxes(boxes_per_image.to(map_per_image), corner)
+
+
+def find_covered_cells(
+    feature_map: Tensor,
+    boxes: Sequence[Tensor],
+    spatial_scale: float,
+    image_sizes: Sequence[tuple[float, float]] | None,
+) -> list[tuple[int, int, tuple[float, float]]]:
+    """What of its map each image fills; arguments as :meth:`RegionPooler.forward`.
+
+    Returns:
+        For each image the rows and columns of cells that hold some of it, and the (width, height) in pixels of the
+        network's input that they cover of it: a map may end before its image where a network drops the last pixels.
+
+    Raises:
+        ValueError: if the arguments do not belong together.
+    """
     num_images, _, height, width = feature_map.shape
     if not spatial_scale > 0:
         raise ValueError(f"spatial scale is {spatial_scale}, expected a positive number, 1 / stride")
@@ -118,23 +142,19 @@ def iterate_boxes(
             f"{len(boxes)} box lists and {len(image_sizes)} image sizes for {num_images} feature maps, "
             "expected one for each"
         )
-    # Taken apart, not sliced: the gradient of a slice is as large as all the maps.
-    maps = at_least_float32(feature_map).unbind()
-    for index, (map_per_image, boxes_per_image, image_size) in enumerate(zip(maps, boxes, image_sizes, strict=True)):
+    grids = []
+    for index, (boxes_per_image, image_size) in enumerate(zip(boxes, image_sizes, strict=True)):
         if boxes_per_image.ndim != 2 or boxes_per_image.shape[1] != 4:
             raise ValueError(f"boxes of image {index} have shape {tuple(boxes_per_image.shape)}, expected (R, 4)")
-        # Without its padded cells the map ends where the image does, and RoIAlign repeats its outermost cells.
         rows = count_valid_cells(image_size[0] * spatial_scale, height)
         columns = count_valid_cells(image_size[1] * spatial_scale, width)
-        # A map may end before the image where a network drops the last pixels; RoIAlign reads zeros out there.
-        covered = (min(image_size[0], rows / spatial_scale), min(image_size[1], columns / spatial_scale))
-        yield map_per_image[None, :, :rows, :columns], _clip_boxes(boxes_per_image.to(map_per_image), covered)
+        covered = (min(image_size[1], columns / spatial_scale), min(image_size[0], rows / spatial_scale))
+        grids.append((rows, columns, covered))
+    return grids
 
 
-def _clip_boxes(boxes: Tensor, size: tuple[float, float]) -> Tensor:
-    """Clip boxes (R, 4) to (height, width) pixels, and widen those without an area inside of it."""
-    height, width = size
-    corner = boxes.new_tensor([width, height])
-    top_left = boxes[:, :2].clamp(min=0).minimum((corner - MIN_BOX_SIDE).clamp(min=0))
-    bottom_right = boxes[:, 2:].minimum(corner).maximum(top_left + MIN_BOX_SIDE)
-    return torch.cat([top_left, bottom_right], dim=1)
+def clip_boxes(boxes: Tensor, corner: Tensor) -> Tensor:
+    """Clip boxes (..., 4) to what lies before a corner (..., 2), x and y, and widen those without an area inside."""
+    top_left = boxes[..., :2].clamp(min=0).minimum((corner - MIN_BOX_SIDE).clamp(min=0))
+    bottom_right = boxes[..., 2:].minimum(corner).maximum(top_left + MIN_BOX_SIDE)
+    return torch.cat([top_left, bottom_right], dim=-1)

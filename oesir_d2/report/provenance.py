@@ -13,7 +13,7 @@ from oesir_d2.index.results import SearchResult
 from oesir_d2.report.drawings import Color, get_region_color
 from oesir_d2.report.text import format_count
 
-STRONG_CONFIDENCE = 0.999
+STRONG_CONFIDENCE = 0.99
 FAIR_CONFIDENCE = 0.98
 """Below this, the evidence is called weak: one verified photo in fifty of this confidence would be an accident."""
 
@@ -25,6 +25,7 @@ DOUBT_WORDS: Mapping[Doubt, str] = {
     "few points agree": "too few points agree",
     "too little to see": "too little to see of it",
     "looks different": "laid over the part, it looks different",
+    "other pixels": "it shows the same thing, but not pixel by pixel: perhaps another photo of it",
 }
 
 ROLE_WORDS = {

@@ -9,7 +9,18 @@ import cv2
 import numpy as np
 import pytest
 
-from oesir_d2.geometry import Appearance, GeometricMatch, PhotoFinding, compare_appearance, weigh_appearance
+from oesir_d2.geometry import (
+    PART_OPTIONS,
+    Appearance,
+    FeatureOptions,
+    GeometricMatch,
+    PhotoFinding,
+    QueryFeatures,
+    compare_appearance,
+    detect_features,
+    verify_match,
+    weigh_appearance,
+)
 from oesir_d2.geometry.confidence import donor_confidence, match_confidence
 
 FACE = (110.0, 60.0, 45.0, 55.0)
@@ -127,17 +138,39 @@ def test_correlation_decides_where_few_points_agree(read_photo: Photos) -> None:
     assert unseen.confidence < SURE and PhotoFinding("it", match=unseen).doubt == "too little to see"
 
 
+def test_another_photo_of_the_same_thing_is_no_source(read_photo: Photos) -> None:
+    """From another place near things move against far ones, and the light is another: points agree, pixels do not."""
+    photo = read_photo("astronaut", 480)
+    rows, columns = np.indices(photo.shape[:2]).astype(np.float32)
+    depth = np.sin(rows / 25) * np.cos(columns / 25)
+    at = columns + 6 * depth, rows + 1.5 * depth
+    moved = cv2.remap(photo, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
+    slope = cv2.Sobel(cv2.GaussianBlur(moved.mean(axis=2), (0, 0), 3), cv2.CV_32F, 1, 0)
+    moved = np.clip(moved + 3 * slope[..., None], 0, 255).astype(np.uint8)
+    part = np.zeros(photo.shape[:2], bool)
+    part[120:360, 120:360] = True
+    options = FeatureOptions()
+    query = QueryFeatures(detect_features(photo, options, part.astype(np.uint8)), photo.shape[1])
+    other = verify_match(query, detect_features(moved, options), PART_OPTIONS)
+    assert other is not None and other.inliers > 10 and other.confidence > SURE
+    weighed = weigh_appearance(photo, moved, other, part)
+    assert weighed.confidence < SURE and PhotoFinding("view", match=weighed).doubt == "other pixels"
+    source = verify_match(query, detect_features(photo, options), PART_OPTIONS)
+    assert source is not None and weigh_appearance(photo, photo, source, part).confidence > SURE
+
+
 def test_confidence_weighs_both_kinds_of_evidence() -> None:
     large = 5000
     assert donor_confidence(3, 0.9, large) > SURE > donor_confidence(3, 0.72, large)
-    assert donor_confidence(6, 0.6, large) > SURE > donor_confidence(6, 0.4, large)
-    assert donor_confidence(12, 0.1, large) > SURE  # no accident ever had so many
-    rising = [donor_confidence(n, value, large) for n, value in ((4, 0.2), (5, 0.2), (5, 0.5))]
+    assert donor_confidence(6, 0.85, large) > SURE > donor_confidence(6, 0.8, large)
+    assert SURE > donor_confidence(90, 0.8, large)  # so many points agree in another photo of the same thing
+    rising = [donor_confidence(n, value, large) for n, value in ((4, 0.2), (5, 0.2), (5, 0.5), (5, 0.9))]
     assert rising == sorted(rising)
+    assert 0 <= donor_confidence(3, -1.0, 200) < donor_confidence(300, 1.0, 10**6) <= 1
 
 
 def test_a_small_part_must_look_the_more_alike() -> None:
     """Over few pixels anything correlates by chance."""
-    assert donor_confidence(4, 0.75, 5000) > SURE > donor_confidence(4, 0.75, 500)
+    assert donor_confidence(3, 0.88, 5000) > SURE > donor_confidence(3, 0.88, 500)
     assert donor_confidence(4, 0.9, 500) > SURE
     assert donor_confidence(4, 1.0, 0) < 0.5
