@@ -95,7 +95,9 @@ def _prepare_conv(
     pad = _get_static_padding(conv)
     # The very object stays, since detectron2's FPN keeps its convolutions in lists beside its modules.
     conv.__class__ = InferenceConv2d
-    conv.register_buffer("folded_weight", weight.to(dtype, memory_format=memory_format), persistent=False)
+    conv.register_buffer(
+        "folded_weight", round_filters(weight, dtype).to(memory_format=memory_format), persistent=False
+    )
     conv.register_buffer("folded_bias", None if bias is None else bias.to(dtype), persistent=False)
     left, right, top, bottom = pad
     if left == right and top == bottom:
@@ -129,6 +131,27 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Te
         bias = bias + conv.bias.double() * scale
     weight = conv.weight.double() * scale[:, None, None, None]
     return weight.detach().to(conv.weight.dtype), bias.detach().to(conv.weight.dtype)
+
+
+def round_filters(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights (O, I, h, w) of a convolution in another type, each filter (h, w) with the sum that it had.
+
+    Neighbouring cells of a map are alike, so that what a filter gives depends above all on the sum of its weights. The
+    weight that is largest is rounded first; what it is off by is added to the next smaller one, and so on. This is the
+    error diffusion of Floyd and Steinberg (1976). Rounded one by one, the few weights of a depthwise convolution
+    would shift its whole channel.
+    """
+    if dtype == weight.dtype:
+        return weight
+    filters = weight.double().flatten(2)
+    order = filters.abs().argsort(dim=2, descending=True)
+    carried = torch.zeros_like(filters[..., 0])
+    rounded = []
+    for taps in filters.gather(2, order).unbind(dim=2):
+        wanted = taps + carried
+        rounded.append(wanted.to(dtype))
+        carried = wanted - rounded[-1].double()
+    return torch.zeros_like(filters, dtype=dtype).scatter(2, order, torch.stack(rounded, dim=2)).reshape(weight.shape)
 
 
 def _is_batch_norm(norm: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
 from torch import nn
 
 from oesir_d2.modeling.backbones.efficientnet_lite import EfficientNetLiteTrunk
-from oesir_d2.modeling.inference_layers import InferenceConv2d, fold_batch_norm, prepare_network
+from oesir_d2.modeling.inference_layers import InferenceConv2d, fold_batch_norm, prepare_network, round_filters
 from oesir_d2.modeling.student_layers import make_layers
 
 
@@ -134,3 +134,31 @@ def test_folded_weights_of_one_channel() -> None:
 def test_a_network_in_training_is_left_alone() -> None:
     with pytest.raises(AssertionError, match="batch norms that change"):
         prepare_network(make_student("BN").train())
+
+
+def test_rounded_filters_keep_their_sums_and_nearly_their_weights() -> None:
+    weight = torch.randn(40, 3, 5, 5, generator=torch.Generator().manual_seed(3))
+    rounded = round_filters(weight, torch.bfloat16)
+    assert rounded.dtype == torch.bfloat16 and rounded.shape == weight.shape
+    exact, one_by_one = weight.double().sum(dim=(2, 3)), weight.bfloat16().double().sum(dim=(2, 3))
+    off = (rounded.double().sum(dim=(2, 3)) - exact).abs()
+    assert off.mean() < (one_by_one - exact).abs().mean() / 20
+    # No weight moves by more than two steps of bfloat16, whose numbers have eight bits.
+    largest = weight.abs().amax(dim=(2, 3), keepdim=True)
+    assert ((rounded.float() - weight).abs() <= 2 * 2.0**-8 * largest).all()
+    pointwise = torch.randn(8, 16, 1, 1, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(round_filters(pointwise, torch.bfloat16), pointwise.bfloat16())
+    assert round_filters(weight, torch.float32) is weight
+
+
+@torch.no_grad()
+def test_depthwise_convolution_in_bfloat16_does_not_shift_its_channels() -> None:
+    """Of smooth maps, as photos make them; compared with weights that are rounded one by one, both run in float32."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(64, 1, 3, 3, generator=generator)
+    smooth = nn.functional.avg_pool2d(torch.rand(1, 64, 40, 40, generator=generator), 5, stride=1)
+    exact, diffused, one_by_one = (
+        nn.functional.conv2d(smooth, kernel.float(), groups=64)
+        for kernel in (weight, round_filters(weight, torch.bfloat16), weight.bfloat16())
+    )
+    assert (diffused - exact).abs().mean() < (one_by_one - exact).abs().mean() / 3
