@@ -25,6 +25,7 @@ _WINDOW = 1 / 12
 _MIN_WINDOW = 3.0
 # Windows that vary less in both photos, in units of CIE Lab, show noise alone.
 _TEXTURE = 1.5
+_LIGHTNESS_WEIGHTS = np.array([CHANNEL_WEIGHTS[0], 0, 0], np.float32)
 # Pixels of the query around the part that are warped with it.
 _MARGIN = 2
 
@@ -48,8 +49,11 @@ def compare_appearance(query: np.ndarray, source: np.ndarray, transform: np.ndar
     core = core if core.any() else cut
     used = core & valid
     overlap = float(np.count_nonzero(used) / np.count_nonzero(core))
-    correlation, textured = _correlate(shown, warped, used, max(_MIN_WINDOW, _WINDOW * max(x1 - x0, y1 - y0)))
-    return Appearance(overlap, textured, correlation)
+    first, second = (cv2.GaussianBlur(to_lab(pixels), (0, 0), _BLUR) for pixels in (shown, warped))
+    window = max(_MIN_WINDOW, _WINDOW * max(x1 - x0, y1 - y0))
+    correlation, textured = _correlate(first, second, CHANNEL_WEIGHTS, used, window)
+    lightness, _ = _correlate(first, second, _LIGHTNESS_WEIGHTS, used, window)
+    return Appearance(overlap, textured, correlation, lightness)
 
 
 def weigh_appearance(query: np.ndarray, source: np.ndarray, match: GeometricMatch, part: np.ndarray) -> GeometricMatch:
@@ -63,15 +67,19 @@ def weigh_appearance(query: np.ndarray, source: np.ndarray, match: GeometricMatc
     """
     appearance = compare_appearance(query, source, match.transform, part)
     # What cannot be seen does not speak for the match.
-    correlation = min(appearance.correlation, 0.0) if appearance.is_too_small else appearance.correlation
-    confidence = donor_confidence(match.inliers, correlation, appearance.textured)
+    seen = 0.0 if appearance.is_too_small else 1.0
+    confidence = donor_confidence(
+        match.inliers, min(appearance.correlation, seen), min(appearance.likeness, seen), appearance.textured
+    )
     return replace(match, appearance=appearance, confidence=confidence)
 
 
-def _correlate(first: np.ndarray, second: np.ndarray, used: np.ndarray, window: float) -> tuple[float, int]:
-    """Median of the local correlations of two photos (h, w, 3) uint8 RGB, and of how many pixels it is the median."""
-    weights = np.sqrt(CHANNEL_WEIGHTS) * used[..., None]
-    a, b = (cv2.GaussianBlur(to_lab(pixels), (0, 0), _BLUR) * weights for pixels in (first, second))
+def _correlate(
+    first: np.ndarray, second: np.ndarray, channel_weights: np.ndarray, used: np.ndarray, window: float
+) -> tuple[float, int]:
+    """Median of the local correlations of two photos (h, w, 3) in CIE Lab, and of how many pixels it is the median."""
+    weights = np.sqrt(channel_weights) * used[..., None]
+    a, b = first * weights, second * weights
     count = np.maximum(cv2.GaussianBlur(used.astype(np.float32), (0, 0), window), 1e-6)
 
     def average(values: np.ndarray) -> np.ndarray:

@@ -22,13 +22,13 @@ _LOG_ODDS_PER_CORRELATION = 15.0
 _SPREAD_OF_PIXEL = 5.2
 _SPREAD_OF_LARGE = 0.14
 
-# Another photo of the same thing agrees in as many points as the source, but not pixel by pixel. 182 matches of such
+# Another photo of the same thing agrees in as many points as the source, but not pixel by pixel. 194 matches of such
 # photos with parts cut out of their companions, from 11 pairs (monuments, stereo, exposures, a board that was moved),
-# correlate by 0.69 at the median, and a fifth of them by more than 0.84, as do 97 in 100 of 222 sources. The logistic
-# regression of the two, each counted alike, is even at 0.87 with a slope of 28. Of 385 photos of mixed collections six
-# have such a companion, which makes the odds of a source 60 times as high.
-_EVEN_PIXELS = 0.87 - math.log(60) / 28
-_LOG_ODDS_PER_PIXELS = 28.0
+# have a likeness of 0.70 at the median, and above 0.87 in 18 of 100, as have 98 of 100 of 223 sources. The logistic
+# regression of the two, each counted alike, is even at 0.915 with a slope of 39. In mixed collections about one photo
+# in a hundred has such a companion (of 385 photos six).
+_EVEN_LIKENESS = 0.915 - math.log(100) / 39
+_LOG_ODDS_PER_LIKENESS = 39.0
 
 _CALIBRATED_INLIERS = 4
 _LOG_ODDS = math.log(2.3)
@@ -45,18 +45,18 @@ def match_confidence(inliers: int) -> float:
     return _logistic(_count_inliers(inliers))
 
 
-def donor_confidence(inliers: int, correlation: float, textured: int) -> float:
+def donor_confidence(inliers: int, correlation: float, likeness: float, textured: int) -> float:
     """The probability that a donor is neither an accident nor another photo of the same thing, in [0, 1].
 
     Args:
         inliers: of its match.
-        correlation: of its appearance with that of the part, in [-1, 1].
+        correlation, likeness: of its appearance with that of the part, in [-1, 1]; see ``Appearance``.
         textured: pixels that show it.
     """
     spread = _SPREAD_OF_PIXEL / math.sqrt(max(textured, 1))
     even = _EVEN_CORRELATION + max(0.0, spread - _SPREAD_OF_LARGE)
     no_accident = _count_inliers(inliers) + _LOG_ODDS_PER_CORRELATION * (correlation - even)
-    same_photo = _LOG_ODDS_PER_PIXELS * (correlation - _EVEN_PIXELS)
+    same_photo = _LOG_ODDS_PER_LIKENESS * (likeness - _EVEN_LIKENESS)
     return 1 / (1 + math.exp(-no_accident) + math.exp(-same_photo))
 
 

@@ -51,11 +51,13 @@ class Appearance:
         textured: pixels of the overlap, at working size, that show more than one colour.
         correlation: median over these of the local correlation of both photos' colours, in [-1, 1]; 0 if there are
             none.
+        lightness: the same of their lightness alone, which recompression leaves more of.
     """
 
     overlap: float
     textured: int
     correlation: float
+    lightness: float
 
     @property
     def is_too_small(self) -> bool:
@@ -67,9 +69,14 @@ class Appearance:
         """Whether the source does not look like the part."""
         return self.correlation < _LOOKS_ALIKE
 
+    @property
+    def likeness(self) -> float:
+        """The better of the two correlations: of one photo one of them is high, whatever was done to its colours."""
+        return max(self.correlation, self.lightness)
+
     def to_dict(self) -> dict[str, float]:
         """As JSON."""
-        return {"overlap": round(self.overlap, 4), "correlation": round(self.correlation, 4)}
+        return {name: round(getattr(self, name), 4) for name in ("overlap", "correlation", "lightness")}
 
 
 @dataclass(frozen=True)

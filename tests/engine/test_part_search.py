@@ -16,7 +16,7 @@ from oesir_d2.index import RegionMatch, SearchResult
 
 def make_match(inliers: int, confidence: float, correlation: float) -> GeometricMatch:
     points = np.zeros((inliers, 2), np.float32)
-    look = Appearance(overlap=1.0, textured=5000, correlation=correlation)
+    look = Appearance(overlap=1.0, textured=5000, correlation=correlation, lightness=correlation)
     return GeometricMatch(np.eye(3), False, 1.0, 0.0, points, points, confidence, look)
 
 

@@ -115,9 +115,9 @@ def test_what_cannot_be_seen_is_said_to_be_too_small(read_photo: Photos) -> None
     half = compare_appearance(photo, photo, beside, part)
     assert half.overlap == pytest.approx(0.3, abs=0.02) and half.is_too_small
     nothing = compare_appearance(photo, photo, beside @ beside @ beside, part)
-    assert (nothing.overlap, nothing.textured, nothing.correlation) == (0, 0, 0) and nothing.is_too_small
+    assert nothing == Appearance(0.0, 0, 0.0, 0.0) and nothing.is_too_small
     plain = np.full_like(photo, 128)
-    assert compare_appearance(plain, plain, np.eye(3), part) == Appearance(1.0, 0, 0.0)
+    assert compare_appearance(plain, plain, np.eye(3), part) == Appearance(1.0, 0, 0.0, 0.0)
     speck = np.zeros((height, width), bool)
     speck[60:64, 50:56] = True
     assert compare_appearance(photo, photo, np.eye(3), speck).is_too_small
@@ -159,18 +159,33 @@ def test_another_photo_of_the_same_thing_is_no_source(read_photo: Photos) -> Non
     assert source is not None and weigh_appearance(photo, photo, source, part).confidence > SURE
 
 
-def test_confidence_weighs_both_kinds_of_evidence() -> None:
+def test_lightness_alone_tells_the_source_of_a_part_that_lost_its_colours(
+    look: Callable[..., Appearance], read_photo: Photos
+) -> None:
+    photo = read_photo("coffee")
+    part = np.zeros(photo.shape[:2], bool)
+    part[40:160, 60:220] = True
+    grey = np.repeat(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    faded = compare_appearance(grey, photo, np.eye(3), part)
+    assert faded.lightness > 0.98 > 0.9 > faded.correlation and faded.likeness == faded.lightness
+    other = look(source="chelsea")
+    assert other.likeness == max(other.correlation, other.lightness) < 0.5
+
+
+def test_confidence_weighs_all_evidence() -> None:
     large = 5000
-    assert donor_confidence(3, 0.9, large) > SURE > donor_confidence(3, 0.72, large)
-    assert donor_confidence(6, 0.85, large) > SURE > donor_confidence(6, 0.8, large)
-    assert SURE > donor_confidence(90, 0.8, large)  # so many points agree in another photo of the same thing
-    rising = [donor_confidence(n, value, large) for n, value in ((4, 0.2), (5, 0.2), (5, 0.5), (5, 0.9))]
-    assert rising == sorted(rising)
-    assert 0 <= donor_confidence(3, -1.0, 200) < donor_confidence(300, 1.0, 10**6) <= 1
+    assert donor_confidence(3, 0.9, 0.95, large) > SURE > donor_confidence(3, 0.72, 0.95, large)
+    assert donor_confidence(6, 0.7, 0.9, large) > SURE > donor_confidence(6, 0.7, 0.85, large)
+    assert SURE > donor_confidence(90, 0.8, 0.85, large)  # so many points agree in another photo of the same thing
+    rising = [(4, 0.2, 0.2), (4, 0.2, 0.7), (5, 0.5, 0.7), (5, 0.5, 0.9), (5, 0.9, 0.9), (6, 0.9, 0.9)]
+    assert [donor_confidence(*evidence, large) for evidence in rising] == sorted(
+        donor_confidence(*evidence, large) for evidence in rising
+    )
+    assert 0 <= donor_confidence(3, -1.0, -1.0, 200) < donor_confidence(300, 1.0, 1.0, 10**6) <= 1
 
 
 def test_a_small_part_must_look_the_more_alike() -> None:
     """Over few pixels anything correlates by chance."""
-    assert donor_confidence(3, 0.88, 5000) > SURE > donor_confidence(3, 0.88, 500)
-    assert donor_confidence(4, 0.9, 500) > SURE
-    assert donor_confidence(4, 1.0, 0) < 0.5
+    assert donor_confidence(3, 0.88, 0.95, 5000) > SURE > donor_confidence(3, 0.88, 0.95, 500)
+    assert donor_confidence(4, 0.9, 0.95, 500) > SURE
+    assert donor_confidence(4, 1.0, 1.0, 0) < 0.5

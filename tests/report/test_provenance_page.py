@@ -203,15 +203,17 @@ def test_evidence_in_words(changed: dict[str, Any], words: str) -> None:
 
 
 def test_likeness_and_doubts_in_words() -> None:
-    match = make_match(np.eye(3), np.zeros((6, 2)), scale=1.0, rotation=168.0, appearance=Appearance(1.0, 900, -0.093))
+    match = make_match(
+        np.eye(3), np.zeros((6, 2)), scale=1.0, rotation=168.0, appearance=Appearance(1.0, 900, -0.093, -0.1)
+    )
     assert describe_evidence(match) == "6 inliers, scale 1.00, rotated 168 degrees clockwise, likeness 0%"
     assert describe_doubt(PhotoFinding("a", match=match)) == "6 inliers; laid over the part, it looks different"
-    hidden = replace(match, appearance=Appearance(0.2, 900, 0.9))
+    hidden = replace(match, appearance=Appearance(0.2, 900, 0.9, 0.9))
     assert describe_doubt(PhotoFinding("a", match=hidden)) == "6 inliers; too little to see of it"
-    other = PhotoFinding("a", match=replace(match, appearance=Appearance(1.0, 900, 0.75)))
+    other = PhotoFinding("a", match=replace(match, appearance=Appearance(1.0, 900, 0.75, 0.7)))
     assert describe_doubt(other).startswith("6 inliers; it shows the same thing, but not pixel by pixel")
     points = np.zeros((5, 2))
-    alike = make_match(np.eye(3), points, scale=1.0, rotation=168.0, appearance=Appearance(1.0, 900, 0.926))
+    alike = make_match(np.eye(3), points, scale=1.0, rotation=168.0, appearance=Appearance(1.0, 900, 0.926, 0.9))
     assert describe_doubt(PhotoFinding("a", match=alike)) == "5 inliers; too few points agree"
     assert describe_evidence(alike).endswith("likeness 93%")
 
