@@ -9,7 +9,15 @@ from oesir_d2.data.images import UnreadableImageError
 from oesir_d2.engine.part_proof import PartProof
 from oesir_d2.engine.part_search import MIN_CONFIDENCE
 from oesir_d2.engine.source_photos import SourcePhotos, WorkingPhoto
-from oesir_d2.geometry import Comparison, GeometricMatch, LocalFeatures, QueryFeatures, compare, verify_match
+from oesir_d2.geometry import (
+    Comparison,
+    GeometricMatch,
+    LocalFeatures,
+    QueryFeatures,
+    compare,
+    is_same_photo,
+    verify_match,
+)
 from oesir_d2.index import SearchResult
 
 HOST_SHARE = 0.4
@@ -28,16 +36,19 @@ class VerifiedPhoto:
         result: as the search found it.
         match: the evidence, at working size.
         comparison: the photo laid over the query.
+        is_same: whether the pixels are those of the query, not of another photo of the same thing; only photos that
+            could be the host are asked.
     """
 
     result: SearchResult
     match: GeometricMatch
     comparison: Comparison
+    is_same: bool = False
 
     @property
     def is_host(self) -> bool:
         """Whether the query shows the photo in most places."""
-        return self.comparison.explained >= HOST_SHARE
+        return self.is_same and self.comparison.explained >= HOST_SHARE
 
 
 class WholeQueryVerifier:
@@ -66,7 +77,10 @@ class WholeQueryVerifier:
             source = self._photos.load(result.image_id)
         except UnreadableImageError:  # its keypoints are cached, but the photo is gone by now
             return None
-        return VerifiedPhoto(result, match, compare(self.query.pixels, source.pixels, match))
+        comparison = compare(self.query.pixels, source.pixels, match)
+        may_be_host = comparison.explained >= HOST_SHARE
+        is_same = may_be_host and is_same_photo(self.query.pixels, source.pixels, match, comparison)
+        return VerifiedPhoto(result, match, comparison, is_same)
 
     def find_hosts(self, results: Iterable[SearchResult], wanted: int) -> list[VerifiedPhoto]:
         """Those of the candidates that lie over most of the query, the one that explains most of it first.

@@ -118,7 +118,7 @@ class PartAnalyzer:
             check: called again and again with the share of the work that is done.
         """
         features = detect_part_features(self._query, mask, self._photos.options)
-        proof = PartProof(self._query, self._photos, mask)
+        proof = PartProof(self._query, self._photos, mask, self._host.result.image_id)
         known = self._find_known(features, proof)
         if known is not None:
             return self._assign(mask, *known, PartSources([], dict([known])))
@@ -175,7 +175,7 @@ class PartAnalyzer:
         match = verify_match(features, others, PART_OPTIONS)
         if match is None:
             return None
-        match = weigh_appearance(self._query.pixels, self._query.pixels, match, mask)
+        match = weigh_appearance(self._query.pixels, self._query.pixels, match, mask, is_known=True)
         return match if match.confidence >= MIN_CONFIDENCE and _is_far(match) else None
 
     def place(self, mask: np.ndarray, result: SearchResult, match: GeometricMatch) -> AnalysedPart:

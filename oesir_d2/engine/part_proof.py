@@ -24,11 +24,13 @@ class PartProof:
         photos: the photos of the index.
         part: (H, W) bool at working size, not empty; None where nobody knows its outline. What lies between the inliers
             of a match then stands for it, which may speak against the match, but not for it: there they agree anyway.
+        host_id: the photo that the query is known to be made from, if one is.
     """
 
     query: WorkingPhoto
     photos: SourcePhotos
     part: np.ndarray | None = None
+    host_id: str | None = None
 
     def find_best(self, image_id: str, matches: Iterable[GeometricMatch | None]) -> GeometricMatch | None:
         """The surest of the matches of one photo, with its appearance.
@@ -47,12 +49,12 @@ class PartProof:
             source = self.photos.load(image_id).pixels
         except UnreadableImageError:  # its keypoints are cached, but the photo is gone by now
             return None
-        weighed = [self._weigh(match, source) for match in found]
+        weighed = [self._weigh(match, source, image_id == self.host_id) for match in found]
         return max(weighed, key=lambda match: (match.confidence, match.inliers))
 
-    def _weigh(self, match: GeometricMatch, source: np.ndarray) -> GeometricMatch:
+    def _weigh(self, match: GeometricMatch, source: np.ndarray, is_known: bool) -> GeometricMatch:
         if self.part is not None:
-            return weigh_appearance(self.query.pixels, source, match, self.part)
+            return weigh_appearance(self.query.pixels, source, match, self.part, is_known)
         hull = find_hull(match, self.query.pixels.shape[:2], _RIM)
-        weighed = weigh_appearance(self.query.pixels, source, match, hull)
+        weighed = weigh_appearance(self.query.pixels, source, match, hull, is_known)
         return replace(weighed, confidence=min(match.confidence, weighed.confidence))

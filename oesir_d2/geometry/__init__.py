@@ -15,6 +15,7 @@ from .localisation import (
 )
 from .regions import RegionOptions, find_regions, tight_box
 from .rescaling import PhotoSize, rescale_findings, working_size
+from .same_photo import is_same_photo
 from .verification import MIN_INLIERS, PART_OPTIONS, QueryFeatures, VerificationOptions, verify_match
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "find_hull",
     "find_regions",
     "find_shown_part",
+    "is_same_photo",
     "make_part",
     "refine_with_donor",
     "rescale_findings",

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from .colour_fit import to_lab
-from .confidence import donor_confidence
+from .confidence import copy_confidence, donor_confidence
 from .difference import CHANNEL_WEIGHTS, warp_source
 from .findings import Appearance, GeometricMatch
 from .regions import tight_box
@@ -56,7 +56,9 @@ def compare_appearance(query: np.ndarray, source: np.ndarray, transform: np.ndar
     return Appearance(overlap, textured, correlation, lightness)
 
 
-def weigh_appearance(query: np.ndarray, source: np.ndarray, match: GeometricMatch, part: np.ndarray) -> GeometricMatch:
+def weigh_appearance(
+    query: np.ndarray, source: np.ndarray, match: GeometricMatch, part: np.ndarray, is_known: bool = False
+) -> GeometricMatch:
     """A match with how its source looks over a part, and the confidence that both together give.
 
     Args:
@@ -64,13 +66,16 @@ def weigh_appearance(query: np.ndarray, source: np.ndarray, match: GeometricMatc
         source: uint8 RGB.
         match: from the source to the query.
         part: (H, W) bool, not empty.
+        is_known: whether the query shows the source in any case, and not another photo of the same thing.
     """
     appearance = compare_appearance(query, source, match.transform, part)
     # What cannot be seen does not speak for the match.
-    seen = 0.0 if appearance.is_too_small else 1.0
-    confidence = donor_confidence(
-        match.inliers, min(appearance.correlation, seen), min(appearance.likeness, seen), appearance.textured
-    )
+    most = 0.0 if appearance.is_too_small else 1.0
+    correlation, likeness = min(appearance.correlation, most), min(appearance.likeness, most)
+    if is_known:
+        confidence = copy_confidence(match.inliers, correlation, appearance.textured)
+    else:
+        confidence = donor_confidence(match.inliers, correlation, likeness, appearance.textured)
     return replace(match, appearance=appearance, confidence=confidence)
 
 

@@ -45,6 +45,17 @@ def match_confidence(inliers: int) -> float:
     return _logistic(_count_inliers(inliers))
 
 
+def copy_confidence(inliers: int, correlation: float, textured: int) -> float:
+    """The probability that a match with a photo that the query surely shows is no accident, in [0, 1].
+
+    Args:
+        inliers: of the match.
+        correlation: of its appearance with that of the part, in [-1, 1].
+        textured: pixels that show it.
+    """
+    return _logistic(_weigh(inliers, correlation, textured))
+
+
 def donor_confidence(inliers: int, correlation: float, likeness: float, textured: int) -> float:
     """The probability that a donor is neither an accident nor another photo of the same thing, in [0, 1].
 
@@ -53,11 +64,8 @@ def donor_confidence(inliers: int, correlation: float, likeness: float, textured
         correlation, likeness: of its appearance with that of the part, in [-1, 1]; see ``Appearance``.
         textured: pixels that show it.
     """
-    spread = _SPREAD_OF_PIXEL / math.sqrt(max(textured, 1))
-    even = _EVEN_CORRELATION + max(0.0, spread - _SPREAD_OF_LARGE)
-    no_accident = _count_inliers(inliers) + _LOG_ODDS_PER_CORRELATION * (correlation - even)
     same_photo = _LOG_ODDS_PER_LIKENESS * (likeness - _EVEN_LIKENESS)
-    return 1 / (1 + math.exp(-no_accident) + math.exp(-same_photo))
+    return 1 / (1 + math.exp(-_weigh(inliers, correlation, textured)) + math.exp(-same_photo))
 
 
 def difference_confidence(deviation: float) -> float:
@@ -67,6 +75,13 @@ def difference_confidence(deviation: float) -> float:
         deviation: mean over the region, see ``Difference``.
     """
     return _logistic((deviation - _DEVIATION_EVEN) / _DEVIATION_SCALE)
+
+
+def _weigh(inliers: int, correlation: float, textured: int) -> float:
+    """Log odds against an accident."""
+    spread = _SPREAD_OF_PIXEL / math.sqrt(max(textured, 1))
+    even = _EVEN_CORRELATION + max(0.0, spread - _SPREAD_OF_LARGE)
+    return _count_inliers(inliers) + _LOG_ODDS_PER_CORRELATION * (correlation - even)
 
 
 def _count_inliers(inliers: int) -> float:

@@ -155,6 +155,8 @@ def test_another_photo_of_the_same_thing_is_no_source(read_photo: Photos) -> Non
     assert other is not None and other.inliers > 10 and other.confidence > SURE
     weighed = weigh_appearance(photo, moved, other, part)
     assert weighed.confidence < SURE and PhotoFinding("view", match=weighed).doubt == "other pixels"
+    # A part of the very photo that repeats itself is another matter.
+    assert weigh_appearance(photo, moved, other, part, is_known=True).confidence > SURE
     source = verify_match(query, detect_features(photo, options), PART_OPTIONS)
     assert source is not None and weigh_appearance(photo, photo, source, part).confidence > SURE
 
