@@ -101,7 +101,7 @@ class WholeQueryVerifier:
         return sorted(hosts, key=lambda host: (-host.comparison.explained, -host.match.inliers))
 
     def find_any(self, results: Sequence[SearchResult], check: Callable[[float], None]) -> list[VerifiedPhoto]:
-        """Those of the candidates that the query shows anything of, the strongest evidence first.
+        """Those of the candidates that the query may show anything of, the strongest evidence first; not all is proof.
 
         Args:
             results: candidates, each with pairs of regions; these are compared first.
@@ -123,9 +123,7 @@ class WholeQueryVerifier:
         if photo.is_host:
             return photo
         match = PartProof(self.query, self._photos).find_best(photo.result.image_id, (photo.match,))
-        if match is None or match.confidence < MIN_CONFIDENCE:
-            return None
-        return replace(photo, match=match)
+        return replace(photo, match=match) if match is not None else None
 
     def _has_matching_pair(self, result: SearchResult) -> bool:
         source = self._photos.features_of(result.image_id)

@@ -22,6 +22,7 @@ from oesir_d2.engine.embedder import EmbeddedImage
 from oesir_d2.engine.explained_parts import HostRemainder, explain_by_donors
 from oesir_d2.engine.host_search import VerifiedPhoto
 from oesir_d2.engine.part_analysis import PartAnalyzer
+from oesir_d2.engine.part_search import PartSources
 from oesir_d2.engine.provenance_answer import Evidence, ProvenPhoto, make_answer
 from oesir_d2.engine.retrieval import QueryResult, Retriever
 from oesir_d2.engine.source_photos import SourcePhotos, WorkingPhoto, load_working_photo
@@ -153,9 +154,12 @@ class ProvenanceAnalyzer:
         tell("looking for donors", 0.4)
         deep = self._retriever.rank(embeddings, self._candidates, aggregate)
         found = verifier.find_any(deep, lambda share: tell("looking for donors", 0.4 + 0.6 * share))
-        donors = [ProvenPhoto(photo.result, photo.match) for photo in found]
+        matches = {photo.result.image_id: photo.match for photo in found}
+        sources = PartSources([photo.result for photo in found], matches)
+        proven = sources.proven()
+        donors = [ProvenPhoto(photo.result, photo.match) for photo in found if photo.result.image_id in proven]
         parts, duplicates = explain_by_donors(query, donors, self._photos)
-        return Evidence(query.pixels.shape[:2], None, duplicates, parts)
+        return Evidence(query.pixels.shape[:2], None, duplicates, parts, [sources.unproven()])
 
     def _analyze_box(
         self, file: ImageFile, query: WorkingPhoto, box: Sequence[float], tell: ProgressCallback

@@ -146,6 +146,22 @@ def test_nothing_is_found_for_a_photo_without_sources(
         assert len(found.results) == len(INDEXED)  # the ranking by similarity stays
 
 
+def test_another_photo_of_the_same_thing_is_shown_with_its_doubt(
+    analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile]
+) -> None:
+    """Near things moved against far ones, and the light comes from another side."""
+    photo = read_photo("coffee")
+    rows, columns = np.indices(photo.shape[:2]).astype(np.float32)
+    depth = np.sin(rows / 16) * np.cos(columns / 16)
+    moved = cv2.remap(photo, columns + 4 * depth, rows + depth, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    slope = cv2.Sobel(cv2.GaussianBlur(moved.astype(np.float32).mean(axis=2), (0, 0), 2), cv2.CV_32F, 1, 0)
+    found = analyzer.analyze(save(np.clip(moved + 4 * slope[..., None], 0, 255).astype(np.uint8)))
+    assert roles(found) == {} and found.findings.parts == ()
+    first = found.to_dict()["results"][0]
+    assert first["image_id"] == "coffee.png" and first["inliers"] >= 6
+    assert first["doubt"] in ("other pixels", "looks different")
+
+
 def test_points_that_agree_by_accident_prove_nothing(
     analyzer: ProvenanceAnalyzer, save: Callable[..., ImageFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
