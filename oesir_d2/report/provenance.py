@@ -147,13 +147,9 @@ def describe_confidence(confidence: float) -> str:
 def describe_verdict(report: ProvenanceReport) -> list[str]:
     """What was found, in plain sentences, the most important first."""
     sources = list_sources(report)
-    compared = sum(photo.match is not None for photo in report.findings.photos)
     if not sources:
-        sentences = ["Nothing was proven: no photo of the index could be shown to be a source of this photo."]
-        if compared:
-            some = format_count(compared, "photo has", "photos have")
-            sentences.append(f"{some} some points in common with it, but that may be chance.")
-        return sentences
+        nothing = "Nothing was proven: no photo of the index could be shown to be a source of this photo."
+        return [nothing, *_describe_doubtful(report.findings.photos)]
     sentences = [_describe_sources(sources), *_describe_unknown(list_unknown(report.findings))]
     weak = [source for source in sources if source.is_weak]
     if len(weak) == len(sources):
@@ -181,6 +177,19 @@ def _describe_sources(sources: Sequence[ShownSource]) -> str:
     if names["copy-move"]:
         statements.append("has a part of itself copied to another place")
     return f"This photo {_join(statements)}."
+
+
+def _describe_doubtful(photos: Sequence[PhotoFinding]) -> list[str]:
+    doubts = [photo.doubt for photo in photos if photo.match is not None]
+    same_thing = doubts.count("other pixels")
+    sentences = []
+    if same_thing:
+        photos_show = format_count(same_thing, "photo shows", "photos show")
+        sentences.append(f"{photos_show} something that it shows, too, but other pixels: perhaps taken another time.")
+    if len(doubts) > same_thing:
+        photos_have = format_count(len(doubts) - same_thing, "photo has", "photos have")
+        sentences.append(f"{photos_have} some points in common with it, but that may be chance.")
+    return sentences
 
 
 def _describe_unknown(parts: Sequence[SplicePart]) -> list[str]:

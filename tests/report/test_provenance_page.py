@@ -160,6 +160,15 @@ def test_page_says_plainly_that_nothing_was_found(photos: Any, report: Provenanc
     assert not page.find("article", "source")
 
 
+def test_page_tells_another_photo_of_the_same_thing_from_chance(report: ProvenanceReport, write: Any) -> None:
+    points = np.arange(52, dtype=float).reshape(26, 2)
+    match = make_match(np.eye(3), points, scale=1.0, rotation=0.0, appearance=Appearance(1.0, 900, 0.7, 0.65))
+    page = write(replace_findings(report, [PhotoFinding("other.png", match=match)]))
+    assert "1 photo shows something that it shows, too, but other pixels: perhaps taken another time." in page.text
+    assert "chance" not in page.text
+    assert "other.png (26 inliers; it shows the same thing, but not pixel by pixel" in page.text
+
+
 def test_weak_evidence_is_called_weak(report: ProvenanceReport, write: Any, rng: np.random.Generator) -> None:
     weak = make_match(DONOR_TO_QUERY, rng.uniform(100, 300, (9, 2)), confidence=0.9)
     donor = PhotoFinding("donor.png", "donor", weak)
