@@ -24,7 +24,8 @@ def tint(pixels: np.ndarray, color: tuple[float, float, float]) -> np.ndarray:
     return (grey(pixels) * np.array(color)).astype(np.uint8)
 
 
-FILTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+Filter = Callable[[np.ndarray], np.ndarray]
+FILTERS: dict[str, Filter] = {
     "none": lambda pixels: pixels,
     "grey": grey,
     "sepia": lambda pixels: tint(pixels, (1.0, 0.85, 0.65)),
@@ -48,6 +49,31 @@ def test_filter_of_the_whole_photo_is_no_edit(
 ) -> None:
     for photo in (read_photo(photo, 480) for photo in PHOTOS):
         assert find_edits(recompress(FILTERS[name](photo), 80), photo) == []
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        lambda pixels: (pixels.astype(float) - 128) * 1.3 + 128,
+        lambda pixels: pixels * 1.2,
+        lambda pixels: grey(pixels) * np.array([1.35, 1.1, 0.85]),
+    ],
+)
+@pytest.mark.parametrize("is_pasted", [False, True])
+def test_filter_that_clips_is_no_edit(
+    read_photo: Callable[..., np.ndarray], recompress: Callable[..., np.ndarray], clip: Filter, is_pasted: bool
+) -> None:
+    """What becomes lighter than white is white; an object of another photo is found beside it."""
+    for photo in (read_photo(photo, 480) for photo in ("coffee", "china")):
+        query, truth = photo.copy(), np.zeros(photo.shape[:2], bool)
+        if is_pasted:
+            truth[80:200, 150:300] = True
+            query[truth] = read_photo("chelsea", 480)[80:200, 150:300].reshape(-1, 3)
+        filtered = np.clip(clip(query), 0, 255).astype(np.uint8)
+        assert (filtered == 255).any()
+        edits = find_edits(recompress(filtered, 90), photo)
+        assert len(edits) == is_pasted
+        assert all(iou(edit, truth) > 0.8 for edit in edits)
 
 
 @pytest.mark.parametrize("name", FILTERS)
