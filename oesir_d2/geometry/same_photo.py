@@ -19,7 +19,7 @@ _LONG_SIDE = 256
 # 0.81; of 98 copies with noise, other gamma, locally equalised contrast and the like 0.88 and more. Of photos of one
 # thing from two places, or in another light, seven pairs, none reached 0.79.
 _ALIKE = 0.85
-# An object may cover half of its host. Then the rest must agree the more: 0.99 and above in splices, blurred and JPEG 30
+# An object may cover half of its host. Then the rest must agree the more: 0.99 and above in splices, blurred or JPEG 30
 # included, up to 0.98 in those pairs.
 _ALIKE_BESIDE_EDITS = 0.985
 
