@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ from oesir_d2.geometry import (
     PART_OPTIONS,
     Comparison,
     GeometricMatch,
+    LocalFeatures,
     QueryFeatures,
     SplicePart,
     detect_features_in_box,
@@ -166,13 +168,17 @@ class PartAnalyzer:
             return None
         return match if _is_far(express_within_query(match, self._host.match)) else None
 
+    @cached_property
+    def _enlarged_features(self) -> LocalFeatures:
+        """The keypoints of the query, enlarged."""
+        height, width = self._query.pixels.shape[:2]
+        options = replace(self._photos.options, max_features=_WITHIN_FEATURES)
+        return detect_features_in_box(self._query.pixels, (0, 0, width, height), options, _WITHIN_SIDE)
+
     def _find_copy_within(self, mask: np.ndarray, features: QueryFeatures) -> GeometricMatch | None:
         """The same within the query, which is enlarged for it: it shows the original compressed like the copy."""
-        height, width = mask.shape
-        options = replace(self._photos.options, max_features=_WITHIN_FEATURES)
-        outside = 1 - _widen(mask)
-        others = detect_features_in_box(self._query.pixels, (0, 0, width, height), options, _WITHIN_SIDE, outside)
-        match = verify_match(features, others, PART_OPTIONS)
+        is_outside = ~find_points_within(self._enlarged_features.points, mask)
+        match = verify_match(features, self._enlarged_features.select(np.flatnonzero(is_outside)), PART_OPTIONS)
         if match is None:
             return None
         match = weigh_appearance(self._query.pixels, self._query.pixels, match, mask, is_known=True)

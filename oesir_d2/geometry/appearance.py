@@ -25,9 +25,13 @@ _WINDOW = 1 / 12
 _MIN_WINDOW = 3.0
 # Windows that vary less in both photos, in units of CIE Lab, show noise alone.
 _TEXTURE = 1.5
-_LIGHTNESS_WEIGHTS = np.array([CHANNEL_WEIGHTS[0], 0, 0], np.float32)
+# Of products by channel: the sum, and that of lightness alone.
+_SUMS = np.array([[1, 1, 1], [1, 0, 0]], np.float32)
 # Pixels of the query around the part that are warped with it.
 _MARGIN = 2
+
+_Moments = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Variance of the first photo, of the second, and covariance, around each pixel: (h, w) each."""
 
 
 def compare_appearance(query: np.ndarray, source: np.ndarray, transform: np.ndarray, part: np.ndarray) -> Appearance:
@@ -51,8 +55,9 @@ def compare_appearance(query: np.ndarray, source: np.ndarray, transform: np.ndar
     overlap = float(np.count_nonzero(used) / np.count_nonzero(core))
     first, second = (cv2.GaussianBlur(to_lab(pixels), (0, 0), _BLUR) for pixels in (shown, warped))
     window = max(_MIN_WINDOW, _WINDOW * max(x1 - x0, y1 - y0))
-    correlation, textured = _correlate(first, second, CHANNEL_WEIGHTS, used, window)
-    lightness, _ = _correlate(first, second, _LIGHTNESS_WEIGHTS, used, window)
+    by_colour, by_lightness = _measure_moments(first, second, used, window)
+    correlation, textured = _correlate(by_colour, used)
+    lightness, _ = _correlate(by_lightness, used)
     return Appearance(overlap, textured, correlation, lightness)
 
 
@@ -79,22 +84,25 @@ def weigh_appearance(
     return replace(match, appearance=appearance, confidence=confidence)
 
 
-def _correlate(
-    first: np.ndarray, second: np.ndarray, channel_weights: np.ndarray, used: np.ndarray, window: float
-) -> tuple[float, int]:
-    """Median of the local correlations of two photos (h, w, 3) in CIE Lab, and of how many pixels it is the median."""
-    weights = np.sqrt(channel_weights) * used[..., None]
+def _measure_moments(
+    first: np.ndarray, second: np.ndarray, used: np.ndarray, window: float
+) -> tuple[_Moments, _Moments]:
+    """Local variances and covariance of two photos (h, w, 3) in CIE Lab: of their colours, and of lightness alone."""
+    weights = np.sqrt(CHANNEL_WEIGHTS) * used[..., None]
     a, b = first * weights, second * weights
-    count = np.maximum(cv2.GaussianBlur(used.astype(np.float32), (0, 0), window), 1e-6)
-
-    def average(values: np.ndarray) -> np.ndarray:
-        return cv2.GaussianBlur(values, (0, 0), window) / (count if values.ndim == 2 else count[..., None])
-
-    mean_a, mean_b = average(a), average(b)
-    variance_a, variance_b, covariance = (
-        average((x * y).sum(axis=2)) - (mean_x * mean_y).sum(axis=2)
+    count = np.maximum(cv2.GaussianBlur(used.astype(np.float32), (0, 0), window), 1e-6)[..., None]
+    mean_a, mean_b = (cv2.GaussianBlur(values, (0, 0), window) / count for values in (a, b))
+    moments = [
+        cv2.GaussianBlur(cv2.transform(x * y, _SUMS), (0, 0), window) / count - cv2.transform(mean_x * mean_y, _SUMS)
         for x, y, mean_x, mean_y in ((a, a, mean_a, mean_a), (b, b, mean_b, mean_b), (a, b, mean_a, mean_b))
-    )
+    ]
+    of_a, of_b, of_both = moments
+    return (of_a[..., 0], of_b[..., 0], of_both[..., 0]), (of_a[..., 1], of_b[..., 1], of_both[..., 1])
+
+
+def _correlate(moments: _Moments, used: np.ndarray) -> tuple[float, int]:
+    """Median of the local correlations, and of how many pixels it is the median."""
+    variance_a, variance_b, covariance = moments
     more, less = np.maximum(variance_a, variance_b), np.maximum(np.minimum(variance_a, variance_b), 0)
     seen = used & (more > _TEXTURE**2)
     if not seen.any():

@@ -27,8 +27,9 @@ _LIGHTNESS_GAIN = (0.5, 2.0)
 _COLOUR_GAIN = (0.0, 2.0)
 # How far green-red and blue-yellow may lie from a tint that the lightness tells, where a photo shows no colour.
 _TINT_ERROR = 4.0
-# What a colour that can be shown may change by when it is converted to one of a photo and back.
-_GAMUT_ERROR = 1.0
+# Recompression moves what a filter has clipped by so many levels, and a conversion there and back a colour by so much.
+_NEAR_BOUNDS = 24
+_CONVERSION_ERROR = 1.0
 # Share of a photo without colour in which nothing has any, and of one in which a thing may have been pasted.
 _ALL = 0.98
 _MOST = 0.8
@@ -65,9 +66,9 @@ def fit_colours(query: np.ndarray, source: np.ndarray, used: np.ndarray) -> tupl
     if query_tint.share >= _ALL and source_tint.share < _ALL:
         lightness = _predict(regressors, *_regress(x, y[:, 0], _GREY))
         tinted = np.concatenate([lightness[..., None], query_tint.apply(query_lab)], axis=2)
-        return query_lab, _clip_to_gamut(tinted)
+        return query_lab, _clip(tinted, query)
     channels = [_predict(regressors, *_regress(x, y[:, channel], channel)) for channel in range(3)]
-    return query_lab, _clip_to_gamut(np.stack(channels, axis=2))
+    return query_lab, _clip(np.stack(channels, axis=2), query)
 
 
 class _Samples:
@@ -168,12 +169,22 @@ def _bound(weights: np.ndarray, unchanged: int) -> np.ndarray:
     return weights
 
 
-def _clip_to_gamut(lab: np.ndarray) -> np.ndarray:
-    """Colours (H, W, 3) as a photo can show them: a filter makes white of all that is lighter, and so on."""
-    lab = lab.astype(np.float32)
-    shown = cv2.cvtColor(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), cv2.COLOR_RGB2Lab)  # OpenCV clips between the two
-    is_outside = np.abs(shown - lab).max(axis=2, keepdims=True) > _GAMUT_ERROR
-    return np.where(is_outside, shown, lab)
+def _clip(fitted: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Fitted colours (H, W, 3) as a photo can show them, where the query (H, W, 3) uint8 RGB is at its bounds.
+
+    A filter makes white of all that is lighter, and so on.
+    """
+    fitted = fitted.astype(np.float32)
+    within = (_NEAR_BOUNDS + 1,) * 3, (255 - _NEAR_BOUNDS - 1,) * 3
+    at_bounds = cv2.inRange(query, *within) == 0
+    if at_bounds.any():
+        colours = fitted[at_bounds][None]
+        shown = cv2.cvtColor(
+            cv2.cvtColor(colours, cv2.COLOR_Lab2RGB), cv2.COLOR_RGB2Lab
+        )  # OpenCV clips between the two
+        is_clipped = np.abs(shown - colours).max(axis=2, keepdims=True) > _CONVERSION_ERROR
+        fitted[at_bounds] = np.where(is_clipped, shown, colours)[0]
+    return fitted
 
 
 def _as_lightness(lightness: np.ndarray) -> np.ndarray:

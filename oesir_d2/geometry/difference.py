@@ -122,7 +122,7 @@ def _estimate_noise(residual: np.ndarray, gradient: np.ndarray, used: np.ndarray
 
 
 def _length(residual: np.ndarray) -> np.ndarray:
-    return np.sqrt((np.square(residual) * CHANNEL_WEIGHTS).sum(axis=2))
+    return np.sqrt(cv2.transform(np.square(residual), CHANNEL_WEIGHTS[None]))
 
 
 def _gradient(lab: np.ndarray) -> np.ndarray:
@@ -130,5 +130,5 @@ def _gradient(lab: np.ndarray) -> np.ndarray:
     squares = np.zeros(lab.shape[:2], np.float32)
     for dx, dy in ((1, 0), (0, 1)):
         derivative = cv2.Sobel(lab, cv2.CV_32F, dx, dy, ksize=3, scale=1 / 8)
-        squares += (np.square(derivative) * CHANNEL_WEIGHTS).sum(axis=2)
+        squares += cv2.transform(np.square(derivative), CHANNEL_WEIGHTS[None])
     return np.sqrt(squares)
