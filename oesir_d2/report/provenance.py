@@ -128,7 +128,7 @@ def describe_evidence(match: GeometricMatch) -> str:
     words = [format_count(match.inliers, "inlier"), f"scale {match.scale:.2f}", turn]
     words += ["mirrored"] * match.flipped
     if match.appearance is not None:
-        words.append(f"likeness {max(match.appearance.correlation, 0):.0%}")
+        words.append(f"likeness {max(match.appearance.likeness, 0):.0%}")
     return ", ".join(words)
 
 
