@@ -6,7 +6,7 @@ A stage that changes is a line of :data:`STAGES` that changes. A stage runs if t
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 OUTPUTS = {"train": "model_final.pth", "whitening": "whitening.safetensors", "export": "oesir_lite0.safetensors"}
@@ -30,6 +30,7 @@ class Stage:
         whitening_key: the key that names this whitening.
         overrides: KEY VALUE pairs beyond the config; a user cannot change them.
         shrinkage: of a whitening.
+        seed: added to that of the run.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Stage:
     whitening_key: str = "MODEL.OESIR.EMBEDDING.WHITENING"
     overrides: tuple[str, ...] = ()
     shrinkage: float = 0.0
+    seed: int = 0
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -80,6 +82,15 @@ def _make_expand11(name: str) -> Stage:
     )
 
 
+def _prolong(stage: Stage, iterations: int) -> Stage:
+    """A training that goes on where another ended, with other crops, the learning rate up and down again."""
+    overrides = (*stage.overrides, "SOLVER.MAX_ITER", str(iterations))
+    return replace(stage, name=f"{stage.name}_long", weights=stage.name, overrides=overrides, seed=stage.seed + 1)
+
+
+_S3_EXPAND11 = _make_expand11("S3")
+
+
 STAGES = (
     Stage("detector", "train", "lite0/detector.yaml", data="detection_set", overrides=_UNWHITENED),
     # The students, beside the default: they are part of no file that ships.
@@ -100,8 +111,9 @@ STAGES = (
     ),
     _make_expand11("S1"),
     _make_expand11("S2"),
-    _make_expand11("S3"),
-    *_make_contrastive("contrastive_S3_expand11", "lite0/contrastive_S3_expand11.yaml", student="S3_expand11"),
+    _S3_EXPAND11,
+    _prolong(_S3_EXPAND11, iterations=16000),
+    *_make_contrastive("contrastive_S3_expand11", "lite0/contrastive_S3_expand11.yaml", student="S3_expand11_long"),
     # With a finer map for small objects.
     Stage("S3_fine", "train", "lite0/distill_S3_fine.yaml", data="photos", weights="detector", overrides=_UNWHITENED),
     *_make_contrastive("contrastive_fine", "lite0/contrastive_fine.yaml", student="S3_fine"),

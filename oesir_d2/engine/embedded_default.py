@@ -126,7 +126,7 @@ class _Work:
     def _train(self, folder: Path) -> dict[str, Any]:
         flags = ["--config-file", self._stage.config, "--num-gpus", str(self._options.num_gpus), "--resume"]
         data = self._data.name_overrides(self._stage.data, self._steps)
-        run = ["SEED", str(self._options.seed), "OUTPUT_DIR", str(folder)]
+        run = ["SEED", str(self._options.seed + self._stage.seed), "OUTPUT_DIR", str(folder)]
         try:
             train_in_process([*flags, *self._name_inputs(), *data, *run])
         except (ValueError, ChildProcessError) as error:

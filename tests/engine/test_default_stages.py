@@ -39,11 +39,13 @@ def test_whitening_and_what_begins_with_it_are_of_one_shape() -> None:
     by_name = {stage.name: stage for stage in STAGES}
     for stage in (stage for stage in STAGES if stage.whitening):
         other = by_name[stage.whitening]
-        assert other.weights == stage.weights
         own, fitted = (load_config(item.config, item.overrides).MODEL.OESIR for item in (stage, other))
         if stage.whitening_key == "MODEL.OESIR.EMBEDDING.WHITENING":
-            assert own.EMBEDDING == fitted.EMBEDDING
+            assert own.EMBEDDING == fitted.EMBEDDING and other.weights == stage.weights
         else:
+            first = stage
+            while first.weights != other.weights:  # it goes on where another ended
+                first = by_name[first.weights]
             # A student that learns by a whitening is not whitened by it: its regions are the teacher's.
             assert own.TEACHER == fitted.TEACHER and fitted.EMBEDDING.SOURCE == "TeacherSource"
             for key in ("POOLER", "REGION_POOLING", "GEM_P"):
@@ -74,3 +76,13 @@ def test_only_what_is_needed_runs() -> None:
 def test_a_list_that_does_not_fit_is_refused(stage: Stage) -> None:
     with pytest.raises(AssertionError):
         check_stages([TOY[0], stage])
+
+
+def test_prolonged_training_goes_on_with_other_crops() -> None:
+    by_name = {stage.name: stage for stage in STAGES}
+    first, long = by_name["S3_expand11"], by_name["S3_expand11_long"]
+    assert long.weights == first.name and long.seed != first.seed
+    own, before = (load_config(stage.config, stage.overrides) for stage in (long, first))
+    assert own.SOLVER.MAX_ITER > before.SOLVER.MAX_ITER
+    own.SOLVER.MAX_ITER = before.SOLVER.MAX_ITER
+    assert own == before
