@@ -179,9 +179,8 @@ def _clip(fitted: np.ndarray, query: np.ndarray) -> np.ndarray:
     at_bounds = cv2.inRange(query, *within) == 0
     if at_bounds.any():
         colours = fitted[at_bounds][None]
-        shown = cv2.cvtColor(
-            cv2.cvtColor(colours, cv2.COLOR_Lab2RGB), cv2.COLOR_RGB2Lab
-        )  # OpenCV clips between the two
+        # OpenCV clips between the two.
+        shown = cv2.cvtColor(cv2.cvtColor(colours, cv2.COLOR_Lab2RGB), cv2.COLOR_RGB2Lab)
         is_clipped = np.abs(shown - colours).max(axis=2, keepdims=True) > _CONVERSION_ERROR
         fitted[at_bounds] = np.where(is_clipped, shown, colours)[0]
     return fitted

@@ -46,6 +46,24 @@ def recompress() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture(scope="session")
+def see_from_elsewhere() -> Callable[..., np.ndarray]:
+    """``see_from_elsewhere(photo, light)`` stands for another photo of the same thing.
+
+    Near things have moved against far ones, and the light, the more the larger ``light``, comes from another side.
+    """
+
+    def see(photo: np.ndarray, light: float) -> np.ndarray:
+        rows, columns = np.indices(photo.shape[:2]).astype(np.float32)
+        depth = np.sin(rows / 25) * np.cos(columns / 25)
+        at = columns + 6 * depth, rows + 1.5 * depth
+        moved = cv2.remap(photo, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
+        slope = cv2.Sobel(cv2.GaussianBlur(moved.mean(axis=2), (0, 0), 3), cv2.CV_32F, 1, 0)
+        return np.clip(moved + light * slope[..., None], 0, 255).astype(np.uint8)
+
+    return see
+
+
+@pytest.fixture(scope="session")
 def make_similarity() -> Callable[..., np.ndarray]:
     """``make_similarity(scale, degrees, dx, dy, mirror_width=None)``: a (3, 3) transform, clockwise as seen."""
 

@@ -138,15 +138,9 @@ def test_correlation_decides_where_few_points_agree(read_photo: Photos) -> None:
     assert unseen.confidence < SURE and PhotoFinding("it", match=unseen).doubt == "too little to see"
 
 
-def test_another_photo_of_the_same_thing_is_no_source(read_photo: Photos) -> None:
-    """From another place near things move against far ones, and the light is another: points agree, pixels do not."""
+def test_another_photo_of_the_same_thing_is_no_source(read_photo: Photos, see_from_elsewhere: Photos) -> None:
     photo = read_photo("astronaut", 480)
-    rows, columns = np.indices(photo.shape[:2]).astype(np.float32)
-    depth = np.sin(rows / 25) * np.cos(columns / 25)
-    at = columns + 6 * depth, rows + 1.5 * depth
-    moved = cv2.remap(photo, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
-    slope = cv2.Sobel(cv2.GaussianBlur(moved.mean(axis=2), (0, 0), 3), cv2.CV_32F, 1, 0)
-    moved = np.clip(moved + 3 * slope[..., None], 0, 255).astype(np.uint8)
+    moved = see_from_elsewhere(photo, light=3)
     part = np.zeros(photo.shape[:2], bool)
     part[120:360, 120:360] = True
     options = FeatureOptions()
